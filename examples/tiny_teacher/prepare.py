@@ -1,0 +1,59 @@
+"""Writes what the demo feeds the tiny teacher: a corpus to distil on and held-out recall questions.
+
+Run:  python examples/tiny_teacher/prepare.py --out build/tiny_teacher
+
+``corpus.jsonl`` holds one document a line, a quarter text, a quarter copying, half recall, as plain strings;
+``recall.jsonl`` holds recall documents of 64 to 112 pairs together with the character spans of their answers. Their
+random streams differ from each other's and from the teacher's training stream.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import symbols
+
+CORPUS_SEED, RECALL_SEED = 1_000_003, 2_000_003
+
+
+def recall_item(tokens: np.ndarray, answers: np.ndarray) -> dict:
+    """The document as text and where its answers stand in that text."""
+    text, spans = "", []
+    for token, is_answer in zip(tokens, answers, strict=True):
+        if token == symbols.EOS:
+            break
+        piece = symbols.as_text([token])
+        if is_answer:
+            spans.append([len(text), len(text) + len(piece)])
+        text += piece
+    return {"text": text, "answers": spans}
+
+
+def write_lines(path: Path, rows) -> None:
+    temporary = path.with_name(path.name + ".partial")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    temporary.rename(path)
+
+
+def prepare(out: Path, documents: int, questions: int) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    stream = itertools.islice(symbols.documents(CORPUS_SEED), documents)
+    write_lines(out / "corpus.jsonl", ({"text": symbols.as_text(tokens[:-1])} for tokens, _ in stream))
+    rng = np.random.default_rng(RECALL_SEED)
+    items = (recall_item(*symbols.recall_document(rng, int(rng.integers(64, 113)))) for _ in range(questions))
+    write_lines(out / "recall.jsonl", items)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--documents", type=int, default=12_000)
+    parser.add_argument("--questions", type=int, default=96)
+    options = parser.parse_args()
+    prepare(options.out, options.documents, options.questions)
+    print(f"corpus.jsonl, recall.jsonl -> {options.out}")
