@@ -1,23 +1,9 @@
 # Finds what the headers need: PyTorch, OpenMP, Eigen, fmt, nlohmann-json. Used by the build and by the installed package alike.
-# The three small libraries are fetched when the system has none; PyTorch is the one of the active Python unless Torch_DIR says otherwise.
+# The three small libraries are fetched when the system has none, or always with -DHYBRIDATTN_FETCH_DEPENDENCIES=ON.
 include_guard(DIRECTORY)
 include(FetchContent)
 
-if(NOT TARGET torch)
-  if(NOT Torch_DIR)
-    find_package(Python 3.10 COMPONENTS Interpreter QUIET)
-    if(Python_EXECUTABLE)
-      execute_process(COMMAND "${Python_EXECUTABLE}" -c "import torch; print(torch.utils.cmake_prefix_path)"
-                      OUTPUT_VARIABLE HYBRIDATTN_TORCH_PREFIX OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
-    endif()
-  endif()
-  # Quiet: the CPU package's "kineto not found" warning is harmless.
-  find_package(Torch 2.10 QUIET HINTS "${HYBRIDATTN_TORCH_PREFIX}")
-  if(NOT Torch_FOUND)
-    message(FATAL_ERROR "hybridattn: no PyTorch 2.10 or newer found for ${Python_EXECUTABLE}. "
-                        "Install it (pip install torch==2.13.0) into the active Python, or set Torch_DIR.")
-  endif()
-endif()
+include("${CMAKE_CURRENT_LIST_DIR}/HybridattnTorch.cmake")
 
 # Without -fopenmp at::parallel_for is silently serial.
 find_package(OpenMP REQUIRED COMPONENTS CXX)

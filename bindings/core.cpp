@@ -1,0 +1,48 @@
+// Binds what is not mathematics: version, processor features, how this module was compiled.
+#include "bindings.h"
+
+#include "hybridattn/core/cpu_features.h"
+#include "hybridattn/version.h"
+
+#include <Eigen/Core>
+#include <fmt/core.h>
+#include <nlohmann/json.hpp>
+
+namespace hybridattn {
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["cxx_standard"] = __cplusplus / 100 % 100;
+#ifdef _OPENMP
+  info["openmp"] = _OPENMP;
+#else
+  info["openmp"] = 0;
+#endif
+  info["eigen"] = fmt::format("{}.{}.{}", EIGEN_WORLD_VERSION, EIGEN_MAJOR_VERSION, EIGEN_MINOR_VERSION);
+  info["fmt"] = fmt::format("{}.{}.{}", FMT_VERSION / 10000, FMT_VERSION / 100 % 100, FMT_VERSION % 100);
+  info["nlohmann_json"] = fmt::format("{}.{}.{}", NLOHMANN_JSON_VERSION_MAJOR, NLOHMANN_JSON_VERSION_MINOR,
+                                      NLOHMANN_JSON_VERSION_PATCH);
+  return info;
+}
+
+} // namespace
+
+void bind_core(py::module_& module) {
+  module.attr("__version__") = version;
+  auto core = module.def_submodule("core", "Processor features and facts about the build.");
+  core.def(
+      "cpu_features",
+      [] {
+        py::dict features;
+        for (const auto& [name, present] : cpu_features().named()) {
+          features[py::str(name)] = present;
+        }
+        return features;
+      },
+      "Instruction sets by name: True where the processor has it and the operating system lets programs use it.");
+  core.def("build_info", &build_info, "C++ standard, OpenMP version and the versions of the header libraries.");
+}
+
+} // namespace hybridattn
