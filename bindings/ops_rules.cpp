@@ -1,0 +1,184 @@
+// Registers the linear-attention rules: forward and backward with meta kernels, autograd through the dispatcher.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <fmt/format.h>
+#include <hybridattn/ops/delta_rule.h>
+#include <hybridattn/ops/gated_delta_rule.h>
+#include <hybridattn/ops/lightning.h>
+#include <hybridattn/ops/linear_attention.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/library.h>
+
+namespace {
+
+using namespace hybridattn::ops;
+using at::Tensor;
+using Optional = std::optional<Tensor>;
+using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <class R>
+std::string op_name(const char* form, const char* suffix = "") {
+  return fmt::format("{}_{}{}", form, R::name, suffix);
+}
+
+template <class R>
+ChunkForwardResult chunk(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g, const Optional& beta,
+                         double scale, const Optional& initial_state, const Optional& cu_seqlens, int64_t chunk_size,
+                         bool save_states) {
+  return chunk_rule_forward<R>({q, k, v, g, beta}, scale, initial_state, cu_seqlens, chunk_size, save_states);
+}
+
+BackwardResult as_tuple(RuleGradients grad, const Tensor& q) {
+  // An op's result must be defined; a gradient that a rule does not have is empty.
+  const auto defined = [&](Tensor& x) { return x.defined() ? x : at::empty({0}, q.options()); };
+  return {grad.q, grad.k, grad.v, defined(grad.g), defined(grad.beta), grad.initial_state};
+}
+
+template <class R>
+BackwardResult chunk_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g, const Optional& beta,
+                              double scale, const Optional& cu_seqlens, int64_t chunk_size, const Tensor& states,
+                              const Tensor& grad_out, const Optional& grad_final_state) {
+  return as_tuple(chunk_rule_backward<R>({q, k, v, g, beta}, scale, cu_seqlens, chunk_size, states, grad_out,
+                                         grad_final_state), q);
+}
+
+template <class R>
+ChunkForwardResult chunk_meta(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g, const Optional& beta,
+                              double, const Optional& initial_state, const Optional& cu_seqlens, int64_t chunk_size,
+                              bool save_states) {
+  const auto options = v.options().dtype(state_dtype(v));
+  const auto documents = cu_seqlens ? cu_seqlens->sym_size(0) - 1 : v.sym_size(0);
+  // With packed documents the number of chunks depends on data; every document has at most one short chunk more.
+  const auto chunks = cu_seqlens ? (v.sym_size(1) + chunk_size - 1) / chunk_size + documents
+                                 : v.sym_size(0) * ((v.sym_size(1) + chunk_size - 1) / chunk_size);
+  const c10::SymInt rows = save_states ? chunks : c10::SymInt(0);
+  return {at::empty_symint(v.sym_sizes(), v.options()),
+          at::empty_symint({documents, v.sym_size(2), k.sym_size(3), v.sym_size(3)}, options),
+          at::empty_symint({rows, v.sym_size(2), k.sym_size(3), v.sym_size(3)}, options)};
+}
+
+template <class R>
+BackwardResult chunk_backward_meta(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g,
+                                   const Optional& beta, double, const Optional& cu_seqlens, int64_t, const Tensor&,
+                                   const Tensor&, const Optional&) {
+  const auto like = [](const Tensor& x) { return at::empty_symint(x.sym_sizes(), x.options()); };
+  const auto gate = [&](const Optional& x) { return x ? like(*x) : at::empty_symint({0}, q.options()); };
+  const auto documents = cu_seqlens ? cu_seqlens->sym_size(0) - 1 : v.sym_size(0);
+  const auto state = at::empty_symint({documents, v.sym_size(2), k.sym_size(3), v.sym_size(3)},
+                                      v.options().dtype(state_dtype(v)));
+  return {like(q), like(k), like(v), gate(g), gate(beta), state};
+}
+
+/// Reaches forward and backward below autograd through the dispatcher, so that tracing sees the ops.
+template <class R>
+struct DispatchedCalls {
+  static ChunkForwardResult forward(const RuleInputs& in, double scale, const Optional& initial_state,
+                                    const Optional& cu_seqlens, int64_t chunk_size, bool save_states) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow(("hybridattn::" + op_name<R>("chunk")).c_str(), "")
+                               .template typed<decltype(chunk<R>)>();
+    return op.call(in.q, in.k, in.v, in.g, in.beta, scale, initial_state, cu_seqlens, chunk_size, save_states);
+  }
+  static RuleGradients backward(const RuleInputs& in, double scale, const Optional& cu_seqlens, int64_t chunk_size,
+                                const Tensor& states, const Tensor& grad_out, const Optional& grad_final_state) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow(("hybridattn::" + op_name<R>("chunk", "_backward")).c_str(), "")
+                               .template typed<decltype(chunk_backward<R>)>();
+    auto [q, k, v, g, beta, state] = op.call(in.q, in.k, in.v, in.g, in.beta, scale, cu_seqlens, chunk_size, states,
+                                             grad_out, grad_final_state);
+    return {q, k, v, in.g ? g : Tensor(), in.beta ? beta : Tensor(), state};
+  }
+};
+
+template <class R>
+ChunkForwardResult chunk_autograd(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g,
+                                  const Optional& beta, double scale, const Optional& initial_state,
+                                  const Optional& cu_seqlens, int64_t chunk_size, bool save_states) {
+  const auto needs = [](const Optional& x) { return x && x->requires_grad(); };
+  const bool grad = at::GradMode::is_enabled() && (q.requires_grad() || k.requires_grad() || v.requires_grad() ||
+                                                   needs(g) || needs(beta) || needs(initial_state));
+  if (!grad) {
+    return DispatchedCalls<R>::forward({q, k, v, g, beta}, scale, initial_state, cu_seqlens, chunk_size, save_states);
+  }
+  auto results = ChunkRuleFunction<R, DispatchedCalls<R>>::apply(q, k, v, g, beta, scale, initial_state, cu_seqlens,
+                                                                 chunk_size);
+  return {results[0], results[1], at::empty({0}, results[1].options().requires_grad(false))};
+}
+
+template <class R>
+std::tuple<Tensor, Tensor> naive(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g,
+                                 const Optional& beta, double scale, const Optional& initial_state,
+                                 const Optional& cu_seqlens) {
+  return naive_rule<R>({q, k, v, g, beta}, {.scale = scale, .initial_state = initial_state, .cu_seqlens = cu_seqlens});
+}
+
+template <class R>
+Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g, const Optional& beta, Tensor state,
+            double scale) {
+  return step_rule<R>({q, k, v, g, beta}, state, scale);
+}
+
+template <class R>
+Tensor step_meta(const Tensor& q, const Tensor&, const Tensor& v, const Optional&, const Optional&, Tensor, double) {
+  return at::empty_symint(v.sym_sizes(), v.options());
+}
+
+constexpr const char* kInputs = "Tensor q, Tensor k, Tensor v, Tensor? g, Tensor? beta";
+
+template <class R>
+void define(torch::Library& m) {
+  m.def(fmt::format("{}({}, float scale, Tensor? initial_state, Tensor? cu_seqlens, int chunk_size, bool save_states) -> "
+                    "(Tensor, Tensor, Tensor)", op_name<R>("chunk"), kInputs).c_str());
+  m.def(fmt::format("{}({}, float scale, Tensor? cu_seqlens, int chunk_size, Tensor states, Tensor grad_out, Tensor? "
+                    "grad_final_state) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+                    op_name<R>("chunk", "_backward"), kInputs).c_str());
+  m.def(fmt::format("{}({}, float scale, Tensor? initial_state, Tensor? cu_seqlens) -> (Tensor, Tensor)",
+                    op_name<R>("naive"), kInputs).c_str());
+  m.def(fmt::format("{}({}, Tensor(a!) state, float scale) -> Tensor", op_name<R>("step"), kInputs).c_str());
+}
+
+template <class R>
+void implement(torch::Library& m) {
+  m.impl(op_name<R>("chunk").c_str(), TORCH_FN(chunk<R>));
+  m.impl(op_name<R>("chunk", "_backward").c_str(), TORCH_FN(chunk_backward<R>));
+  m.impl(op_name<R>("step").c_str(), TORCH_FN(step<R>));
+}
+
+template <class R>
+void implement_meta(torch::Library& m) {
+  m.impl(op_name<R>("chunk").c_str(), TORCH_FN(chunk_meta<R>));
+  m.impl(op_name<R>("chunk", "_backward").c_str(), TORCH_FN(chunk_backward_meta<R>));
+  m.impl(op_name<R>("step").c_str(), TORCH_FN(step_meta<R>));
+}
+
+template <class R>
+void implement_autograd(torch::Library& m) {
+  m.impl(op_name<R>("chunk").c_str(), TORCH_FN(chunk_autograd<R>));
+  // Without this a second derivative would silently be wrong.
+  m.impl(op_name<R>("chunk", "_backward").c_str(), torch::autograd::autogradNotImplementedFallback());
+  m.impl(op_name<R>("step").c_str(), torch::autograd::autogradNotImplementedFallback());
+}
+
+
+} // namespace
+
+#define HYBRIDATTN_FOR_EACH_RULE(call, m)                                                                              \
+  call<GatedDeltaRule>(m);                                                                                             \
+  call<DeltaRule>(m);                                                                                                  \
+  call<LightningRule>(m);                                                                                              \
+  call<LinearAttentionRule>(m)
+
+TORCH_LIBRARY_FRAGMENT(hybridattn, m) { HYBRIDATTN_FOR_EACH_RULE(define, m); }
+TORCH_LIBRARY_IMPL(hybridattn, CompositeExplicitAutograd, m) { HYBRIDATTN_FOR_EACH_RULE(implement, m); }
+TORCH_LIBRARY_IMPL(hybridattn, Meta, m) { HYBRIDATTN_FOR_EACH_RULE(implement_meta, m); }
+TORCH_LIBRARY_IMPL(hybridattn, Autograd, m) { HYBRIDATTN_FOR_EACH_RULE(implement_autograd, m); }
+
+namespace {
+template <class R>
+void implement_naive(torch::Library& m) {
+  m.impl(op_name<R>("naive").c_str(), TORCH_FN(naive<R>));
+}
+} // namespace
+TORCH_LIBRARY_IMPL(hybridattn, CompositeImplicitAutograd, m) { HYBRIDATTN_FOR_EACH_RULE(implement_naive, m); }

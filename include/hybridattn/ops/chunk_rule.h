@@ -1,0 +1,70 @@
+// The chunked form with gradients: one autograd function for C++ users and for the registered ops.
+#pragma once
+
+#include <ATen/ops/zeros_like.h>
+#include <hybridattn/ops/chunk_backward.h>
+#include <hybridattn/ops/chunk_forward.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+namespace hybridattn::ops {
+
+/// Calls the implementation itself: what C++ users get without any registration.
+template <class R>
+struct DirectCalls {
+  static ChunkForwardResult forward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& initial_state,
+                                    const std::optional<at::Tensor>& cu_seqlens, int64_t chunk_size, bool save_states) {
+    return chunk_rule_forward<R>(in, scale, initial_state, cu_seqlens, chunk_size, save_states);
+  }
+  static RuleGradients backward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& cu_seqlens,
+                                int64_t chunk_size, const at::Tensor& states, const at::Tensor& grad_out,
+                                const std::optional<at::Tensor>& grad_final_state) {
+    return chunk_rule_backward<R>(in, scale, cu_seqlens, chunk_size, states, grad_out, grad_final_state);
+  }
+};
+
+/// Autograd of the chunked form. `Calls` says how forward and backward are reached: directly, or through the dispatcher.
+template <class R, class Calls>
+struct ChunkRuleFunction : torch::autograd::Function<ChunkRuleFunction<R, Calls>> {
+  using List = torch::autograd::variable_list;
+  using Optional = std::optional<at::Tensor>;
+
+  static List forward(torch::autograd::AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                      const Optional& g, const Optional& beta, double scale, const Optional& initial_state,
+                      const Optional& cu_seqlens, int64_t chunk_size) {
+    const RuleInputs in{q, k, v, g, beta};
+    auto [out, final_state, states] = Calls::forward(in, scale, initial_state, cu_seqlens, chunk_size, true);
+    const auto or_undefined = [](const Optional& x) { return x.value_or(at::Tensor()); };
+    ctx->save_for_backward({q, k, v, or_undefined(g), or_undefined(beta), or_undefined(cu_seqlens), states});
+    ctx->saved_data["scale"] = scale;
+    ctx->saved_data["chunk_size"] = chunk_size;
+    ctx->saved_data["state_dtype"] = initial_state ? static_cast<int64_t>(initial_state->scalar_type()) : int64_t{-1};
+    ctx->set_materialize_grads(false);
+    return {out, final_state};
+  }
+
+  static List backward(torch::autograd::AutogradContext* ctx, List grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto optional = [](const at::Tensor& x) { return x.defined() ? Optional(x) : std::nullopt; };
+    const RuleInputs in{saved[0], saved[1], saved[2], optional(saved[3]), optional(saved[4])};
+    const auto grad_out = grads[0].defined() ? grads[0] : at::zeros_like(in.v);
+    auto grad = Calls::backward(in, ctx->saved_data["scale"].toDouble(), optional(saved[5]),
+                                ctx->saved_data["chunk_size"].toInt(), saved[6], grad_out, optional(grads[1]));
+    const int64_t dtype = ctx->saved_data["state_dtype"].toInt();
+    const auto grad_initial =
+        dtype < 0 ? at::Tensor() : grad.initial_state.to(static_cast<at::ScalarType>(static_cast<int8_t>(dtype)));
+    return {grad.q, grad.k, grad.v, grad.g, grad.beta, at::Tensor(), grad_initial, at::Tensor(), at::Tensor()};
+  }
+};
+
+/// @returns {out [B, T, HV, V] in v's dtype, state after the last token [B or N, HV, K, V]}; differentiable
+/// @throws c10::ValueError if shapes or dtypes disagree
+template <class R>
+std::tuple<at::Tensor, at::Tensor> chunk_rule(const RuleInputs& in, const RuleOptions& options = {}) {
+  check_rule_inputs<R>("chunk_" + std::string(R::name), in, options.initial_state, options.cu_seqlens);
+  auto results =
+      ChunkRuleFunction<R, DirectCalls<R>>::apply(in.q, in.k, in.v, in.g, in.beta, scale_or_default(options.scale, in.k),
+                                                  options.initial_state, options.cu_seqlens, options.chunk_size);
+  return {results[0], results[1]};
+}
+
+} // namespace hybridattn::ops
