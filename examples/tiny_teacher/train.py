@@ -38,7 +38,8 @@ def build_teacher() -> LlamaForCausalLM:
             bos_token_id=None,
             eos_token_id=symbols.EOS,
             pad_token_id=symbols.EOS,
-            tie_word_embeddings=False,
+            initializer_range=0.04,
+            tie_word_embeddings=True,
         )
     )
 

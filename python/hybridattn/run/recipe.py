@@ -1,0 +1,186 @@
+"""What a run does, as strict TOML: every key known, every error naming the key and the nearest known one."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tomllib
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class DataTable(_Table):
+    """``[data]``: the text to distil on."""
+
+    sources: list[str] = Field(min_length=1)
+    """Files (txt, jsonl, parquet), folders or hub datasets; paths are relative to the recipe."""
+    field: str = "text"
+    seq_len: int = Field(512, ge=2)
+    """Tokens per sequence in every stage that does not say otherwise."""
+    held_out: float = Field(0.05, gt=0, lt=1)
+    """Share of the documents that no stage trains on."""
+    cache: str | None = None
+    """Folder of the token cache; the run directory's ``cache/`` when absent."""
+
+
+class ConvertTable(_Table):
+    """``[convert]``: the mixer that replaces softmax attention, and its options."""
+
+    mixer: str = "gated_deltanet"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class ScoreTable(_Table):
+    """``[score]``: how the importance of layers is measured."""
+
+    criterion: Literal["removal", "addition"] = "removal"
+    """``removal`` linearises one layer of the teacher (GR-S2), ``addition`` restores one in the all-linear student (GA-S2)."""
+    mode: Literal["exhaustive", "racing"] = "exhaustive"
+    held_out_sequences: int = Field(64, ge=2)
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    steps_per_round: int = Field(0, ge=0)
+    """Training steps between two scorings of a candidate; 0 scores without training."""
+    max_steps: int = Field(0, ge=0)
+    stage: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the candidates' stage-2 training (preset ``paper`` unless ``preset`` is given)."""
+
+
+class SelectTable(_Table):
+    """``[select]``: how many layers keep softmax, and who chooses them."""
+
+    keep: int | None = Field(None, ge=0)
+    fraction: float | None = Field(None, ge=0, le=1)
+    strategy: str = "ranking"
+    """``ranking`` (top of the scores), ``sequential``, ``uniform``, ``random``, ``first``, ``last`` or ``explicit``."""
+    refine: Literal["none", "swap"] = "swap"
+    layers: list[int] | None = None
+    """The layers of an ``explicit`` choice."""
+    offset: int = 0
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> SelectTable:
+        if self.strategy == "explicit":
+            if self.layers is None:
+                raise ValueError("strategy 'explicit' needs `layers`")
+        elif (self.keep is None) == (self.fraction is None):
+            raise ValueError("give exactly one of `keep` (layers) and `fraction` (of all layers)")
+        return self
+
+
+class StageTable(BaseModel):
+    """``[align]``, ``[match]``, ``[finetune]``: a preset and what differs from it (fields of ``hybridattn.Stage``)."""
+
+    model_config = ConfigDict(extra="allow")
+    preset: str = "paper"
+
+    def overrides(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class EvalTable(_Table):
+    """``[eval]``: what the finished hybrid and its rivals are measured on."""
+
+    held_out_sequences: int = Field(64, ge=1)
+    recall: list[str] = Field(default_factory=list)
+    """``needle``, ``key_value`` or paths of jsonl tasks."""
+    recall_length: int = Field(512, ge=16)
+    recall_items: int = Field(64, ge=1)
+    batch_size: int = Field(8, ge=1)
+
+
+class CompareTable(_Table):
+    """``[compare]``: other choices of layers that get the same distillation, for the report."""
+
+    plans: list[str] = Field(default_factory=list)
+    """``uniform``, ``uniform:OFFSET``, ``random:SEED``, ``first``, ``last``, ``all_linear``, ``addition``, ``removal``,
+    ``sequential``, or layers as ``0,5,7``."""
+
+
+class Recipe(_Table):
+    """A whole run. Paths are relative to the recipe's own folder."""
+
+    name: str
+    teacher: str
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """``auto`` is bfloat16 where the machine computes in it, otherwise float32."""
+    data: DataTable
+    convert: ConvertTable = Field(default_factory=ConvertTable)
+    align: StageTable = Field(default_factory=StageTable)
+    score: ScoreTable = Field(default_factory=ScoreTable)
+    select: SelectTable
+    match: StageTable = Field(default_factory=StageTable)
+    finetune: StageTable | None = None
+    eval: EvalTable = Field(default_factory=EvalTable)
+    compare: CompareTable = Field(default_factory=CompareTable)
+
+    def digest(self) -> str:
+        """Names the recipe's content; a run directory belongs to one digest."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+
+    def resolved(self, base: Path) -> Recipe:
+        """A copy with the paths that exist under `base` made absolute, so that it means the same from anywhere."""
+
+        def absolute(value: str) -> str:
+            return str((base / value).resolve()) if (base / value).exists() else value
+
+        copy = self.model_copy(deep=True)
+        copy.teacher = absolute(copy.teacher)
+        copy.data.sources = [absolute(source) for source in copy.data.sources]
+        copy.eval.recall = [absolute(task) for task in copy.eval.recall]
+        return copy
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def validated(model: type[_Model], values: dict[str, Any], where: str) -> _Model:
+    """`values` as `model`.
+
+    Raises:
+        ValueError: one line per fault, each naming the key; unknown keys with the nearest known one.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors():
+            key = ".".join(str(part) for part in fault["loc"])
+            if fault["type"] == "extra_forbidden":
+                lines.append(f"unknown key '{key}'{_nearest(model, fault['loc'])}")
+            else:
+                lines.append(f"{key or 'recipe'}: {fault['msg']} (got {fault['input']!r})")
+        raise ValueError(f"{where}: " + "; ".join(lines)) from None
+
+
+def _nearest(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    table: Any = model
+    for part in location[:-1]:
+        annotation = table.model_fields[part].annotation
+        table = next((a for a in getattr(annotation, "__args__", (annotation,)) if isinstance(a, type)), annotation)
+    known = list(table.model_fields)
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f", did you mean '{close[0]}'?" if close else f"; known keys: {', '.join(known)}"
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Reads and resolves a recipe.
+
+    Raises:
+        ValueError: the file is not TOML, or a key is unknown, missing or of the wrong kind.
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path.name}: not valid TOML: {error}") from error
+    return validated(Recipe, values, path.name).resolved(path.resolve().parent)
