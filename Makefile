@@ -11,6 +11,7 @@ ARGS ?=
 
 PYTHON := .venv/bin/python
 NICE := nice -n 5
+space := $(subst ,, )
 # One build at a time: two would write the same files.
 LOCK := mkdir -p build && flock build/.lock
 CMAKE_TESTS = cmake -S . -G Ninja -DHYBRIDATTN_BUILD_TESTS=ON -DPython_EXECUTABLE=$(CURDIR)/$(PYTHON)
@@ -40,11 +41,11 @@ test: setup ## all tests: C++, C++ under sanitizers (select, io), Python, projec
 	  echo; echo "==== $$part"; $(MAKE) $$part || failed="$$failed $$part"; done; \
 	if [ -n "$$failed" ]; then echo; echo "FAILED:$$failed"; exit 1; fi
 
-test-cpp: ## build and run the C++ tests
+test-cpp: ## build and run the C++ tests (FOLDERS="ops nn": only these)
 	@$(LOCK) $(MAKE) _environment _tests_cpp
-	@$(CTEST) build/tests
+	@$(CTEST) build/tests $(if $(FOLDERS),-R '^($(subst $(space),|,$(strip $(FOLDERS))))$$')
 
-test-sanitize: ## build and run C++ tests with ASan and UBSan (FOLDERS="ops nn ...", default: select io)
+test-sanitize: ## the same with ASan and UBSan; without FOLDERS: select and io
 	@$(LOCK) $(MAKE) _environment _tests_sanitize
 	@ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(CTEST) build/sanitize
 
@@ -108,7 +109,7 @@ build/python/.installed: .venv/.packages bindings/CMakeLists.txt
 
 # ---- the C++ tests ----
 _tests_cpp: build/tests/build.ninja
-	@$(NICE) cmake --build build/tests -j $(JOBS)
+	@$(NICE) cmake --build build/tests -j $(JOBS) $(if $(FOLDERS),--target $(addprefix ha_tests_,$(FOLDERS)))
 
 _tests_sanitize: .venv/.packages
 	@$(CMAKE_TESTS) -B build/sanitize -DHYBRIDATTN_SANITIZE=ON "-DHYBRIDATTN_TEST_FOLDERS=$(or $(FOLDERS),select io)" >/dev/null
