@@ -30,10 +30,18 @@ struct CpuFeatures {
 
   /// Every set with its name, as Linux spells it in /proc/cpuinfo.
   std::vector<std::pair<std::string, bool>> named() const {
-    return {{"avx2", avx2},           {"fma", fma},           {"f16c", f16c},
-            {"avx512f", avx512f},     {"avx512bw", avx512bw}, {"avx512dq", avx512dq},
-            {"avx512vl", avx512vl},   {"avx512_bf16", avx512_bf16}, {"avx512_fp16", avx512_fp16},
-            {"amx_tile", amx_tile},   {"amx_bf16", amx_bf16}, {"neon", neon}};
+    return {{"avx2", avx2},
+            {"fma", fma},
+            {"f16c", f16c},
+            {"avx512f", avx512f},
+            {"avx512bw", avx512bw},
+            {"avx512dq", avx512dq},
+            {"avx512vl", avx512vl},
+            {"avx512_bf16", avx512_bf16},
+            {"avx512_fp16", avx512_fp16},
+            {"amx_tile", amx_tile},
+            {"amx_bf16", amx_bf16},
+            {"neon", neon}};
   }
 };
 

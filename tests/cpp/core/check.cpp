@@ -1,6 +1,6 @@
 // HA_CHECK: silent when the condition holds, a ValueError with the whole message when not.
-#include "catch.h"
 #include "hybridattn/core/check.h"
+#include "catch.h"
 
 #include <string>
 

@@ -1,6 +1,6 @@
 // The detected instruction sets are those that the kernel reports, and none is claimed that would not run.
-#include "catch.h"
 #include "hybridattn/core/cpu_features.h"
+#include "catch.h"
 
 #include <fstream>
 #include <iterator>

@@ -1,6 +1,6 @@
 // The version string agrees with its parts.
-#include "catch.h"
 #include "hybridattn/version.h"
+#include "catch.h"
 
 #include <string>
 
