@@ -37,11 +37,11 @@ public:
   struct Candidate {
     int64_t layer;
     int64_t steps = 0;
-    int64_t rounds = 0;         ///< scorings so far
-    std::vector<double> losses; ///< held-out losses of the last scoring; empty when none or not finite
-    std::vector<Point> history; ///< mean held-out loss after each round
+    int64_t rounds = 0;              ///< scorings so far
+    std::vector<double> losses = {}; ///< held-out losses of the last scoring; empty when none or not finite
+    std::vector<Point> history = {}; ///< mean held-out loss after each round
     Verdict verdict = Verdict::open;
-    std::string reason;
+    std::string reason = {};
     bool operator==(const Candidate&) const = default;
   };
 

@@ -22,7 +22,7 @@ enum class Direction { lower_is_better, higher_is_better };
 
 struct RaceOptions {
   int64_t num_layers = 0;           ///< layers of the model
-  std::optional<int64_t> keep;      ///< K, how many are to be found; K >= candidates makes all of them "in".
+  std::optional<int64_t> keep = {}; ///< K, how many are to be found; K >= candidates makes all of them "in".
                                     ///< An exhaustive race may leave it open and then gives no verdicts
   RaceMode mode = RaceMode::racing; ///< exhaustive or racing
   int64_t steps_per_round = 0;      ///< training steps between two scorings of a candidate; 0: max_steps at once
@@ -30,7 +30,7 @@ struct RaceOptions {
   double confidence = 0.95;         ///< probability that no verdict of the whole race is wrong, in (0.5, 1)
   int64_t min_rounds = 1;           ///< no verdict before this many rounds
   Direction direction = Direction::lower_is_better;
-  std::vector<int64_t> candidates; ///< the layers that compete; empty: all
+  std::vector<int64_t> candidates = {}; ///< the layers that compete; empty: all
 
   bool operator==(const RaceOptions&) const = default;
 };
