@@ -1,5 +1,5 @@
 // Schedules, stage fields, presets and the weight-decay rule for Python: one set of numbers for both languages.
-#include "bindings.h"
+#include "json.h"
 
 #include <hybridattn/distill/parameter_groups.h>
 #include <hybridattn/distill/presets.h>
@@ -7,14 +7,6 @@
 namespace hybridattn {
 
 namespace {
-
-py::object to_python(const nlohmann::json& json) {
-  return py::module_::import("json").attr("loads")(json.dump());
-}
-
-nlohmann::json from_python(const py::object& object) {
-  return nlohmann::json::parse(py::module_::import("json").attr("dumps")(object).cast<std::string>());
-}
 
 py::dict described(const std::vector<distill::PresetField>& fields) {
   py::dict result;

@@ -20,8 +20,7 @@ inline constexpr int race_format = 1;
 template <class Enum>
 Enum enum_from_json(const nlohmann::json& json, const char* name) {
   const auto value = json.at(name).get<Enum>();
-  race_check(nlohmann::json(value) == json.at(name),
-             fmt::format("saved state has an unknown {} {}", name, json.at(name).dump()));
+  race_check(nlohmann::json(value) == json.at(name), fmt::format("unknown {} {}", name, json.at(name).dump()));
   return value;
 }
 

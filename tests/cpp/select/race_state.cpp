@@ -73,8 +73,7 @@ TEST_CASE("race state/damaged or foreign state is refused and named") {
   };
   CHECK(refusal([](json&) {}) == "accepted");
   CHECK(refusal([](json& s) { s["format"] = 9; }) == "Race: saved state has format 9, expected 1");
-  CHECK(refusal([](json& s) { s["options"]["mode"] = "sprint"; }) ==
-        "Race: saved state has an unknown mode \"sprint\"");
+  CHECK(refusal([](json& s) { s["options"]["mode"] = "sprint"; }) == "Race: unknown mode \"sprint\"");
   CHECK(refusal([](json& s) { s["candidates"].erase(1); }).find("not the layers") != std::string::npos);
   CHECK(refusal([](json& s) { s["candidates"][0].erase("steps"); }).find("steps") != std::string::npos);
   CHECK(refusal([](json& s) { s["cost"].erase("flops"); }).find("flops") != std::string::npos);
