@@ -102,7 +102,6 @@ _build: build/python/.installed
 # Uninstalled first: scikit-build-core would import the old one, which may be broken, to look for CMake files.
 build/python/.installed: .venv/.packages bindings/CMakeLists.txt
 	@echo "Compiling hybridattn (minutes the first time)"
-	@rm -rf build/python
 	@$(PYTHON) -m pip uninstall -q -y hybridattn
 	@CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(NICE) $(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
 	@touch $@

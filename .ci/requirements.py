@@ -1,14 +1,10 @@
-"""Prints what pyproject.toml requires, to run and to develop, one requirement a line, and CMake where the system's is old."""
+"""Prints what pyproject.toml requires, to run and to develop, one a line; CMake too where the system's is too old."""
 
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    from pip._vendor import tomli as tomllib
 
 OLDEST_CMAKE = (3, 24)
 
@@ -18,7 +14,7 @@ print(*project["dependencies"], *project["optional-dependencies"]["dev"], sep="\
 version = (0, 0)
 if shutil.which("cmake"):
     answer = subprocess.run(["cmake", "--version"], capture_output=True, text=True, check=True).stdout
-    major, minor = re.search(r"(\d+)\.(\d+)", answer).groups()
-    version = (int(major), int(minor))
+    if found := re.search(r"(\d+)\.(\d+)", answer):
+        version = (int(found[1]), int(found[2]))
 if version < OLDEST_CMAKE:
     print("cmake>=3.24")

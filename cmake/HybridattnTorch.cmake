@@ -10,7 +10,7 @@ if(TARGET torch)
 endif()
 
 # Outside the lookup below: its result is what later configure runs compare with.
-find_package(Python 3.10 COMPONENTS Interpreter QUIET)
+find_package(Python COMPONENTS Interpreter QUIET)
 set(hints "${Torch_DIR}/../../.." "${TORCH_INSTALL_PREFIX}")
 if(Python_EXECUTABLE)
   execute_process(COMMAND "${Python_EXECUTABLE}" -c "import torch; print(torch.__path__[0])"

@@ -119,5 +119,5 @@ def _right_answers(
     row_index, position = (torch.tensor(column, device=device) for column in zip(*places, strict=True))
     head = hf.head_weight(model)
     guess: Tensor = (hidden[row_index, position - 1].to(head.dtype) @ head.T).argmax(-1)
-    token_right = iter((guess == tokens[row_index, position]).tolist())
-    return [all([next(token_right) for _ in span]) for _, spans in rows for span in spans]
+    right = (guess == tokens[row_index, position]).split([len(span) for _, spans in rows for span in spans])
+    return [bool(answer.all()) for answer in right]

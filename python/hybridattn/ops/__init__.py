@@ -1,6 +1,15 @@
 """Ops on tensors: linear-attention rules, softmax attention, norms, rotary embedding, losses."""
 
 from hybridattn.ops.backend import BACKENDS, backend_report, use_backend
+from hybridattn.ops.dense import (
+    apply_rotary,
+    gated_rms_norm,
+    l2_normalize,
+    rms_norm,
+    short_convolution,
+    softmax_attention,
+)
+from hybridattn.ops.losses import alignment_loss, linear_cross_entropy, linear_kl_divergence
 from hybridattn.ops.rules import (
     chunk_delta_rule,
     chunk_gated_delta_rule,
@@ -18,15 +27,24 @@ from hybridattn.ops.rules import (
 
 __all__ = [
     "BACKENDS",
+    "alignment_loss",
+    "apply_rotary",
     "backend_report",
     "chunk_delta_rule",
     "chunk_gated_delta_rule",
     "chunk_lightning",
     "chunk_linear_attention",
+    "gated_rms_norm",
+    "l2_normalize",
+    "linear_cross_entropy",
+    "linear_kl_divergence",
     "naive_delta_rule",
     "naive_gated_delta_rule",
     "naive_lightning",
     "naive_linear_attention",
+    "rms_norm",
+    "short_convolution",
+    "softmax_attention",
     "step_delta_rule",
     "step_gated_delta_rule",
     "step_lightning",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import tomllib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import tomllib
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 
@@ -41,7 +41,7 @@ class ScoreTable(_Table):
     """``[score]``: how the importance of layers is measured."""
 
     criterion: Literal["removal", "addition"] = "removal"
-    """``removal`` linearises one layer of the teacher (GR-S2), ``addition`` restores one in the all-linear student (GA-S2)."""
+    """``removal`` linearises one layer of the teacher (GR-S2); ``addition`` restores softmax in one (GA-S2)."""
     mode: Literal["exhaustive", "racing"] = "exhaustive"
     held_out_sequences: int = Field(64, ge=2)
     confidence: float = Field(0.95, gt=0.5, lt=1)

@@ -1,0 +1,170 @@
+"""What every linear mixer shares: projections, convolution, activation, rule call, output norm and gate.
+
+Shapes: B batch, T tokens, H heads, HKV projected key/value heads, K key dim, V value dim, D hidden size.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridattn import ops
+from hybridattn.nn.mixer import Mixer, Rotary
+from hybridattn.nn.norm import RMSNorm
+from hybridattn.nn.options import LinearAttentionOptions
+from hybridattn.nn.state import MixerState
+
+
+class ShortConvolution(nn.Module):
+    """Causal depthwise convolution over the last `width` tokens; starts as the identity (last tap 1, others 0)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(channels, 1, width))
+        nn.init.ones_(self.weight[..., -1])
+
+
+class LinearAttention(Mixer):
+    """Base of the linear mixers; a subclass names its rule's ops and computes its gates.
+
+    x -> q, k, v projections -> [q/k norm] -> [rotary] -> [short convolution] -> activation -> [L2 norm of q, k] -> rule
+    -> [RMSNorm per head] -> [SiLU(g_proj x)] -> o_proj.
+    """
+
+    is_linear = True
+    options: LinearAttentionOptions
+    chunk_rule: ClassVar[Callable[..., Any]]
+    """The rule over many tokens, ops.chunk_*."""
+    step_rule: ClassVar[Callable[..., Any]]
+    """The rule over one token with its state in place, ops.step_*."""
+
+    def __init__(self, options: LinearAttentionOptions, layer_idx: int | None = None) -> None:
+        super().__init__(options, layer_idx)
+        heads, kv_heads, hidden = options.num_heads, options.projected_kv_heads, options.hidden_size
+        queries, keys = heads * options.head_dim, kv_heads * options.head_dim
+        values, outputs = kv_heads * options.value_head_dim, heads * options.value_head_dim
+        self.q_proj = nn.Linear(hidden, queries, bias=options.qkv_bias)
+        self.k_proj = nn.Linear(hidden, keys, bias=options.qkv_bias)
+        self.v_proj = nn.Linear(hidden, values, bias=options.qkv_bias)
+        self.o_proj = nn.Linear(outputs, hidden, bias=options.output_bias)
+        self.q_norm = RMSNorm(options.head_dim, options.norm_eps) if options.qk_norm else None
+        self.k_norm = RMSNorm(options.head_dim, options.norm_eps) if options.qk_norm else None
+        width = options.short_convolution
+        self.q_conv1d = ShortConvolution(queries, width) if width else None
+        self.k_conv1d = ShortConvolution(keys, width) if width else None
+        self.v_conv1d = ShortConvolution(values, width) if width else None
+        self.g_proj = nn.Linear(hidden, outputs, bias=False) if options.output_gate else None
+        self.o_norm = RMSNorm(options.value_head_dim, options.norm_eps) if options.output_norm else None
+
+    @abstractmethod
+    def gates(self, hidden_states: Tensor) -> dict[str, Tensor]:
+        """The rule's gates by argument name, each [B, T, H], fp32 or wider. Zero must mean "leave the state alone"."""
+
+    def mix(
+        self,
+        hidden_states: Tensor,
+        *,
+        rotary: Rotary | None = None,
+        padding_mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        state: MixerState | None = None,
+    ) -> tuple[Tensor, MixerState | None]:
+        self._check(hidden_states, rotary, cu_seqlens, state)
+        options, (batch, tokens, _) = self.options, hidden_states.shape
+        padded = self._padded(padding_mask, batch, tokens)
+        q, k, v = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+        q, k = q.unflatten(-1, (-1, options.head_dim)), k.unflatten(-1, (-1, options.head_dim))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if options.rotary == "keep" and rotary is not None:
+            q, k = ops.apply_rotary(q, *rotary), ops.apply_rotary(k, *rotary)
+        q, k = q.flatten(-2).to(v.dtype), k.flatten(-2).to(v.dtype)
+        if padded is not None:
+            q, k, v = (x.masked_fill(padded, 0) for x in (q, k, v))
+        q, k, v = self._convolve(q, k, v, cu_seqlens, state)
+        if options.activation == "silu":
+            q, k, v = F.silu(q), F.silu(k), F.silu(v)
+        gates = self.gates(hidden_states)
+        if padded is not None:
+            # After the convolution a padded position may be non-zero again only for right padding; gates decide alone.
+            k, v = k.masked_fill(padded, 0), v.masked_fill(padded, 0)
+            gates = {name: gate.masked_fill(padded, 0) for name, gate in gates.items()}
+        q, k = q.unflatten(-1, (-1, options.head_dim)), k.unflatten(-1, (-1, options.head_dim))
+        v = v.unflatten(-1, (-1, options.value_head_dim))
+        if options.l2_norm:
+            q, k = ops.l2_normalize(q), ops.l2_normalize(k)
+        if k.shape[2] != options.num_heads:
+            k, v = (x.repeat_interleave(options.num_heads // x.shape[2], dim=2) for x in (k, v))
+        out = self._rule(q, k, v, gates, cu_seqlens, state)
+        if state is not None:
+            state.seen += tokens
+        return self.o_proj(self._gated(out, hidden_states).flatten(-2)), state
+
+    def _padded(self, padding_mask: Tensor | None, batch: int, tokens: int) -> Tensor | None:
+        """[B, T, 1] true where a position is padding."""
+        if padding_mask is None:
+            return None
+        if padding_mask.dim() != 2 or padding_mask.shape[0] != batch or padding_mask.shape[1] < tokens:
+            raise ValueError(
+                f"{self.kind}: padding_mask must be [{batch}, {tokens}] (or cover earlier positions too); "
+                f"got {list(padding_mask.shape)}"
+            )
+        return padding_mask[:, -tokens:].logical_not().unsqueeze(-1)
+
+    def _convolve(
+        self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, state: MixerState | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if self.q_conv1d is None or self.k_conv1d is None or self.v_conv1d is None:
+            return q, k, v
+        x = torch.cat([q, k, v], dim=-1)
+        weight = torch.cat([self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight]).squeeze(1).to(x.dtype)
+        width, shape = self.options.short_convolution, x.shape
+        past = None if state is None else state.convolution
+        if state is not None:
+            if past is None:
+                past = x.new_zeros(shape[0], shape[2], width - 1)
+            past = past.to(x.dtype)
+            state.convolution = torch.cat([past, x.transpose(1, 2)], dim=-1)[..., -(width - 1) :]
+        if cu_seqlens is not None:
+            x = x.reshape(1, -1, shape[2])
+        x = ops.short_convolution(x, weight, state=past, cu_seqlens=cu_seqlens).reshape(shape)
+        return x.split([q.shape[-1], k.shape[-1], v.shape[-1]], dim=-1)
+
+    def _rule(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gates: dict[str, Tensor],
+        cu_seqlens: Tensor | None,
+        state: MixerState | None,
+    ) -> Tensor:
+        rule = type(self)
+        past = None if state is None else state.recurrent
+        if state is not None and past is not None and q.shape[1] == 1 and not torch.is_grad_enabled():
+            out = rule.step_rule(q, k, v, **gates, state=past)
+            state.recurrent = past
+            return out
+        shape = v.shape
+        if cu_seqlens is not None:
+            q, k, v = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v))
+            gates = {name: gate.flatten(0, 1).unsqueeze(0) for name, gate in gates.items()}
+        out, final = rule.chunk_rule(
+            q, k, v, **gates, initial_state=past, output_final_state=state is not None, cu_seqlens=cu_seqlens
+        )
+        if state is not None:
+            state.recurrent = final
+        return out.reshape(shape)
+
+    def _gated(self, out: Tensor, hidden_states: Tensor) -> Tensor:
+        gate = None if self.g_proj is None else self.g_proj(hidden_states).view_as(out)
+        if self.o_norm is not None and gate is not None:
+            return ops.gated_rms_norm(out, gate, self.o_norm.weight, self.o_norm.eps)
+        if self.o_norm is not None:
+            return self.o_norm(out)
+        return out if gate is None else out * F.silu(gate)

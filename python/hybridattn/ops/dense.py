@@ -1,0 +1,97 @@
+"""Norms, rotary embedding, short convolution and softmax attention.
+
+Shapes: B batch, T tokens (Tq queries, Tk keys), H query heads, HKV key/value heads, K head dim, R rotary width, D channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_ops = torch.ops.hybridattn
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension, statistics in fp32, as Transformers' LlamaRMSNorm.
+
+    Args:
+        x: ``[..., D]``.
+        weight: ``[D]``.
+
+    Raises:
+        ValueError: `weight` does not fit.
+    """
+    return _ops.rms_norm(x, weight, eps)
+
+
+def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``rms_norm(x, weight, eps) * SiLU(gate)``; `gate` has x's shape."""
+    return _ops.gated_rms_norm(x, gate, weight, eps)
+
+
+def l2_normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """``x / sqrt(sum(x^2) + eps)`` over the last dimension; a zero vector has a finite gradient."""
+    return _ops.l2_normalize(x, eps)
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates the first R of each head's dimensions, halves paired as in Llama.
+
+    Args:
+        x: ``[B, T, H, K]``.
+        cos, sin: ``[B or 1, T, R]``, R <= K.
+
+    Returns:
+        ``[B, T, H, K]`` in x's dtype.
+    """
+    return _ops.apply_rotary(x, cos, sin)
+
+
+def short_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """Causal depthwise convolution over tokens: ``out_t = sum_i weight[:, i] x_(t - W + 1 + i)``.
+
+    Args:
+        x: ``[B, T, D]``.
+        weight: ``[D, W]``.
+        state: ``[B, D, W - 1]``, the tokens before `x`; zeros when absent.
+        cu_seqlens: ``[N + 1]`` documents packed into a batch of one; no tap reaches into another document.
+    """
+    return _ops.short_convolution(x, weight, bias, state, cu_seqlens)
+
+
+def softmax_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    window: int = 0,
+    sinks: int = 0,
+    cu_seqlens: Tensor | None = None,
+    padding_mask: Tensor | None = None,
+) -> Tensor:
+    """Softmax attention over PyTorch's SDPA.
+
+    Args:
+        q: ``[B, Tq, H, K]``, the last Tq positions.
+        k, v: ``[B, Tk, HKV, K]``, H a multiple of HKV.
+        window: keys a query sees at most, its own included; 0 = all.
+        sinks: first keys of the sequence that stay visible beside the window (Xiao et al., arXiv 2309.17453).
+        cu_seqlens: ``[N + 1]`` documents packed into a batch of one.
+        padding_mask: ``[B, Tk]`` bool, true = token.
+
+    Returns:
+        ``[B, Tq, H, K]``. With a window, memory is O(T (window + sinks)).
+
+    Raises:
+        ValueError: shapes disagree.
+    """
+    return _ops.softmax_attention(q, k, v, scale, causal, window, sinks, cu_seqlens, padding_mask)

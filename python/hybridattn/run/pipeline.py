@@ -1,0 +1,236 @@
+"""The steps of a run, in order; each reads files of earlier steps, writes its own, and is skipped when they exist."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import hybridattn as ha
+from hybridattn import evaluate, hf
+from hybridattn.data import TokenData
+from hybridattn.info import machine_info
+from hybridattn.run.choice import Choice, LayerChooser
+from hybridattn.run.directory import RunDirectory
+from hybridattn.run.recipe import Recipe, StageTable
+
+Progress = Callable[[str], None]
+
+
+class Pipeline:
+    """One recipe in one run directory.
+
+    Args:
+        recipe: what to do.
+        path: the run directory; made when absent, refused when it belongs to another recipe.
+        progress: called with one line of text whenever there is something new to show.
+    """
+
+    def __init__(self, recipe: Recipe, path: str | Path, progress: Progress = lambda line: None) -> None:
+        self.recipe = recipe
+        self.directory = RunDirectory(path, recipe)
+        self.progress = progress
+        self.teacher: Any = None
+        self.tokenizer: Any = None
+        self._data: TokenData | None = None
+
+    # ---- what every step needs ----
+
+    def load_teacher(self) -> nn.Module:
+        """The teacher in fp32, frozen; loaded once."""
+        if self.teacher is None:
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+
+            self.progress(f"teacher  {self.recipe.teacher}")
+            self.tokenizer = AutoTokenizer.from_pretrained(self.recipe.teacher)
+            teacher = AutoModelForCausalLM.from_pretrained(self.recipe.teacher, dtype=torch.float32)
+            self.teacher = teacher.eval().requires_grad_(False)
+        return self.teacher
+
+    def data(self, seq_len: int | None = None) -> TokenData:
+        """The corpus, tokenised once; in sequences of `seq_len` (the recipe's by default)."""
+        if self._data is None:
+            table = self.recipe.data
+            self.load_teacher()
+            cache = Path(table.cache) if table.cache else self.directory.folder("cache")
+            self._data = TokenData.from_files(
+                table.sources,
+                self.tokenizer,
+                table.seq_len,
+                held_out=table.held_out,
+                cache_dir=cache,
+                field=table.field,
+            )
+            self._data.check_vocabulary(self.teacher.config.vocab_size)
+        return self._data if seq_len is None else self._data.with_seq_len(seq_len)
+
+    def dtype(self) -> str:
+        """The computation's dtype; ``auto`` is bfloat16 on a CPU with bf16 arithmetic or on a GPU."""
+        if self.recipe.dtype != "auto":
+            return self.recipe.dtype
+        fast = torch.cuda.is_available() or any("bf16" in name for name in machine_info()["instruction_sets"])
+        return "bfloat16" if fast else "float32"
+
+    def stage(self, name: str, table: StageTable) -> Any:
+        fields = {"seq_len": self.recipe.data.seq_len, "seed": self.recipe.seed, "dtype": self.dtype()}
+        return getattr(ha.presets, name)(table.preset, **(fields | table.overrides()))
+
+    def account(self, step: str, tokens: int, flops: float, seconds: float) -> None:
+        """One line of the ledger; a repeated step adds to its line."""
+        ledger = self.directory.read("ledger.json") or {"entries": []}
+        entry = next((entry for entry in ledger["entries"] if entry["step"] == step), None)
+        if entry is None:
+            entry = {"step": step, "tokens": 0, "flops": 0.0, "seconds": 0.0}
+            ledger["entries"].append(entry)
+        entry["tokens"] += tokens
+        entry["flops"] += flops
+        entry["seconds"] += seconds
+        self.directory.write("ledger.json", ledger)
+
+    # ---- the steps ----
+
+    def convert(self) -> Any:
+        """The all-linear student straight from the teacher's weights; writes ``plan.json``."""
+        table = self.recipe.convert
+        student = ha.convert(
+            self.load_teacher(), mixer=table.mixer, options=table.options, seed=self.recipe.seed, verbose=False
+        )
+        self.directory.write("plan.json", student.transfer_plan.to_json())
+        return student
+
+    def align(self) -> Any:
+        """Stage 1; writes ``align/model``."""
+        folder = self.directory.folder("align")
+        if not (folder / "model").exists():
+            student = self.convert()
+            self._train("align", ha.align, (student, self.load_teacher()), self.recipe.align, folder)
+            self._save(student, folder / "model")
+        return self._load(folder / "model")
+
+    def choose(self) -> Choice:
+        """Scores layers and chooses; writes ``score/`` and ``selection.json``."""
+        found = self.directory.read("selection.json")
+        if found is not None:
+            return Choice.from_json(found)
+        choice = self.chooser().choose(self.recipe.select)
+        self.directory.write("selection.json", choice.to_json())
+        return choice
+
+    def chooser(self) -> LayerChooser:
+        return LayerChooser(self, self.align())
+
+    def match(self, layers: list[int], folder: Path) -> Any:
+        """Stage 2 of the hybrid that keeps `layers`; writes ``match/model`` under `folder`."""
+        return self._distil("match", self.recipe.match, folder, lambda: self.hybrid(layers))
+
+    def finetune(self, layers: list[int], folder: Path) -> Any:
+        """Stage 3, from stage 2's result, where the recipe has one."""
+        if self.recipe.finetune is None:
+            return self.match(layers, folder)
+        return self._distil("finetune", self.recipe.finetune, folder, lambda: self.match(layers, folder))
+
+    def hybrid(self, layers: list[int]) -> Any:
+        """Aligned mixers, with the teacher's softmax attention in `layers`."""
+        return ha.keep_softmax(self.align(), self.load_teacher(), layers)
+
+    def evaluate(self) -> dict[str, Any]:
+        """Measures teacher, hybrid and rivals; writes ``eval.json``."""
+        teacher, choice = self.load_teacher(), self.choose()
+        result: dict[str, Any] = {
+            "name": self.recipe.name,
+            "teacher": Path(self.recipe.teacher).name,
+            "mixer": self.recipe.convert.mixer,
+            "num_layers": len(hf.decoder_layers(teacher)),
+            "models": self.directory.read("eval.partial.json") or {},
+        }
+        models = result["models"]
+        plans = {"hybrid": choice.layers} | self.chooser().rivals(self.recipe.compare.plans)
+        for name, layers in {"teacher": None, **plans}.items():
+            if name in models:
+                continue
+            model = teacher if layers is None else self.finetune(layers, self.folder_of(name))
+            self.progress(f"eval  {name}")
+            models[name] = self._measure(model) | {"layers": layers}
+            self.directory.write("eval.partial.json", models)
+            del model
+            gc.collect()
+        self.directory.write("eval.json", result)
+        (self.directory.path / "eval.partial.json").unlink(missing_ok=True)
+        return result
+
+    def report(self) -> Path:
+        """Writes ``info.json`` and ``report.html``."""
+        from hybridattn.report import write_report
+
+        info = machine_info()
+        self.directory.write("info.json", info | {"instruction_sets": ", ".join(info["instruction_sets"])})
+        return write_report(self.directory.path)
+
+    def run(self) -> Path:
+        """Everything; returns the report's path."""
+        choice = self.choose()
+        self.finetune(choice.layers, self.directory.path)
+        self.evaluate()
+        return self.report()
+
+    # ---- inside ----
+
+    def folder_of(self, plan: str) -> Path:
+        return self.directory.path if plan == "hybrid" else self.directory.folder("compare", plan)
+
+    def _distil(self, name: str, table: StageTable, folder: Path, start: Callable[[], Any]) -> Any:
+        stage_folder = folder / name
+        stage_folder.mkdir(parents=True, exist_ok=True)
+        if not (stage_folder / "model").exists():
+            model = start()
+            step = ha.finetune if name == "finetune" else ha.match
+            models = (model,) if name == "finetune" else (model, self.load_teacher())
+            self._train(name, step, models, table, stage_folder)
+            self._save(model, stage_folder / "model")
+        return self._load(stage_folder / "model")
+
+    def _train(
+        self, name: str, step: Callable[..., Any], models: tuple[Any, ...], table: StageTable, folder: Path
+    ) -> None:
+        stage = self.stage(name, table)
+        started = time.monotonic()
+        label = name if folder.parent == self.directory.path else f"{folder.parent.name} {name}"
+        result = step(*models, self.data(stage.seq_len), stage, run_dir=folder, progress=self._line(label))
+        self.account(label, result.tokens, result.flops, time.monotonic() - started)
+
+    def _line(self, label: str) -> Callable[[Any], None]:
+        return lambda event: self.progress(f"{label}  {event}")
+
+    def _save(self, model: Any, path: Path) -> None:
+        temporary = path.with_name(path.name + ".partial")
+        model.save_pretrained(temporary)
+        self.tokenizer.save_pretrained(temporary)
+        temporary.rename(path)
+
+    def _load(self, path: Path) -> Any:
+        return hf.HybridForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+    def _measure(self, model: Any) -> dict[str, Any]:
+        table = self.recipe.eval
+        model = model.eval()
+        held_out = self.data().held_out(table.held_out_sequences, table.batch_size)
+        divergence = evaluate.kl(model, self.load_teacher(), held_out)
+        half = 1.96 * float(divergence.std()) / max(1, len(divergence)) ** 0.5 if len(divergence) > 1 else 0.0
+        mean = float(divergence.mean())
+        recall = {}
+        for name in table.recall:
+            task = evaluate.build_task(name, self.tokenizer, table.recall_length, table.recall_items, self.recipe.seed)
+            score = evaluate.score_recall(model, self.tokenizer, task, table.batch_size)
+            low, high = score.interval
+            recall[task.name] = {"accuracy": score.accuracy, "low": low, "high": high, "answers": score.answers}
+        return {
+            "kl": mean,
+            "kl_interval": [mean - half, mean + half],
+            "perplexity": evaluate.perplexity(model, held_out),
+            "recall": recall,
+        }

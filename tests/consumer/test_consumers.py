@@ -1,0 +1,171 @@
+"""Every way to use hybridattn from another C++ project builds and runs: installed prefix, wheel, subdirectory."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from hybridattn import __version__
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+INCLUDE = ROOT / "include" / "hybridattn"
+
+CMAKE_FILES = (
+    "hybridattn-config.cmake",
+    "hybridattn-config-version.cmake",
+    "hybridattn-targets.cmake",
+    "HybridattnDependencies.cmake",
+    "HybridattnTorch.cmake",
+)
+
+pytestmark = pytest.mark.timeout(1200)
+
+
+def run(*command: object, env: dict[str, str] | None = None) -> str:
+    result = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=env)
+    assert result.returncode == 0, f"{command} failed:\n{result.stdout[-6000:]}\n{result.stderr[-6000:]}"
+    return result.stdout
+
+
+def build(folder: Path, *options: str) -> Path:
+    """Configures and compiles the consumer project, unoptimised: it is the linking that is tested."""
+    run("cmake", "-G", "Ninja", "-S", HERE, "-B", folder, f"-DPython_EXECUTABLE={sys.executable}", *options)
+    run("cmake", "--build", folder, "-j", "2")
+    return folder
+
+
+def expected_output() -> str:
+    """What main.cpp computes, by hand: its state's rows stay equal, so one number a column describes them."""
+    row, total = 0.0, 0.0
+    for _ in range(3):
+        row += 0.5 * (1.0 - 2 * row)
+        total += 2 * (2 * row) * 2**-0.5
+    return f"hybridattn {__version__}, {total:.4f}\n"
+
+
+@pytest.fixture(scope="session")
+def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The headers and the CMake package, installed as `cmake --install` does."""
+    folder = tmp_path_factory.mktemp("prefix")
+    run("cmake", "-G", "Ninja", "-S", ROOT, "-B", folder / "build", f"-DPython_EXECUTABLE={sys.executable}")
+    run("cmake", "--install", folder / "build", "--prefix", folder / "installed")
+    return folder / "installed"
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel. It shares the build folder of the editable installation, so nothing is compiled twice."""
+    folder = tmp_path_factory.mktemp("wheel")
+    # fmt: off
+    run("flock", ROOT / "build" / ".lock", sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation",
+        "--no-deps", "-w", folder, ROOT)
+    # fmt: on
+    (path,) = folder.glob("hybridattn-*.whl")
+    return path
+
+
+@pytest.fixture(scope="session")
+def unpacked(wheel: Path) -> Path:
+    """The wheel as pip would lay it out."""
+    folder = wheel.parent / "site"
+    zipfile.ZipFile(wheel).extractall(folder)
+    return folder
+
+
+def test_find_package_from_an_installed_prefix(prefix: Path, tmp_path: Path) -> None:
+    assert run(build(tmp_path, f"-DCMAKE_PREFIX_PATH={prefix}") / "consumer") == expected_output()
+
+
+def test_find_package_from_the_wheel(unpacked: Path, tmp_path: Path) -> None:
+    # -S: without the start-up files of the editable installation, which would hide the wheel.
+    env = os.environ | {"PYTHONPATH": f"{unpacked}{os.pathsep}{sysconfig.get_path('purelib')}"}
+    python = (sys.executable, "-S", "-m", "hybridattn")
+    cmake_dir = run(*python, "--cmakedir", env=env).strip()
+    assert Path(cmake_dir).is_relative_to(unpacked)
+    assert run(*python, "--includes", env=env).strip() == f"-I{unpacked / 'hybridattn' / 'include'}"
+    assert run(build(tmp_path, f"-Dhybridattn_DIR={cmake_dir}") / "consumer") == expected_output()
+
+
+def test_add_subdirectory(tmp_path: Path) -> None:
+    folder = build(tmp_path, f"-DSOURCE_DIR={ROOT}")
+    assert run(folder / "consumer") == expected_output()
+    assert not (folder / "hybridattn" / "tests").exists(), "a subdirectory builds none of this project's own targets"
+
+
+def test_two_files_that_include_everything_link_into_one_program(prefix: Path, tmp_path: Path) -> None:
+    folder = build(tmp_path, f"-DCMAKE_PREFIX_PATH={prefix}", "-DEVERYTHING=ON")
+    assert run(folder / "everything") == "one definition\n"
+
+
+def test_the_umbrella_includes_every_header() -> None:
+    headers = {f"hybridattn/{path.relative_to(INCLUDE)}" for path in INCLUDE.rglob("*.h")} - {"hybridattn/hybridattn.h"}
+    lines = (INCLUDE / "hybridattn.h").read_text().splitlines()
+    included = {line.split('"')[1] for line in lines if line.startswith("#include")}
+    assert included == headers
+
+
+def test_no_header_includes_python_or_all_of_torch() -> None:
+    forbidden = (
+        "torch/torch.h",
+        "ATen/ATen.h",
+        "torch/all.h",
+        "torch/extension.h",
+        "pybind11/",
+        "Python.h",
+        "torch/csrc/utils/",
+    )
+    for path in INCLUDE.rglob("*.h"):
+        for line in path.read_text().splitlines():
+            assert not (line.startswith("#include") and any(word in line for word in forbidden)), f"{path}: {line}"
+
+
+def test_rooms_include_only_what_stands_above_them() -> None:
+    rooms = {
+        "core": set(),
+        "ops": {"core"},
+        "nn": {"core", "ops"},
+        "io": {"core"},
+        "models": {"core", "ops", "nn", "io"},
+        "transfer": {"core", "ops", "nn"},
+        "distill": {"core", "ops", "nn"},
+        "select": {"core"},
+    }
+    for path in INCLUDE.rglob("*.h"):
+        room = path.relative_to(INCLUDE).parts[0]
+        if room not in rooms:
+            assert path.parent == INCLUDE, f"{path}: a new room; say here what it may include"
+            continue
+        for line in path.read_text().splitlines():
+            if line.startswith('#include "hybridattn/'):
+                other = line.split("/")[1]
+                assert other in rooms[room] | {room}, f"{path} may not include from {other}/"
+
+
+def test_wheel_holds_exactly_the_package_the_headers_and_the_cmake_files(wheel: Path) -> None:
+    def files(folder: Path) -> set[Path]:
+        return {path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+
+    expected = {
+        *(str(path.relative_to(ROOT / "python")) for path in files(ROOT / "python" / "hybridattn")),
+        *(f"hybridattn/{path.relative_to(ROOT)}" for path in files(INCLUDE)),
+        *(f"hybridattn/share/cmake/hybridattn/{name}" for name in CMAKE_FILES),
+        f"hybridattn/_C{sysconfig.get_config_var('EXT_SUFFIX')}",
+        "hybridattn/_build.py",
+    }
+    names = set(zipfile.ZipFile(wheel).namelist())
+    metadata = {name for name in names if name.split("/")[0].endswith(".dist-info")}
+    assert names - metadata == expected
+    assert {"METADATA", "RECORD", "entry_points.txt", "licenses/LICENSE"} <= {n.split("/", 1)[1] for n in metadata}
+
+
+def test_wheel_declares_its_command_and_its_cmake_prefix(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
+    text = archive.read(name).decode()
+    assert "[console_scripts]\nhybridattn = hybridattn.cli:main" in text
+    assert "[cmake.prefix]\nhybridattn = hybridattn" in text
