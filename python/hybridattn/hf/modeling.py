@@ -1,0 +1,128 @@
+"""HybridForCausalLM: the teacher's own decoder with the attention of some layers replaced by mixers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from hybridattn import ops
+from hybridattn.hf.configuration import HybridConfig
+from hybridattn.nn import Mixer, build_mixer
+
+
+class HybridForCausalLM(PreTrainedModel, GenerationMixin):
+    """A hybrid decoder. Layers that keep softmax are the teacher's own modules.
+
+    Example:
+        >>> model = AutoModelForCausalLM.from_pretrained("out")  # after `import hybridattn`
+        >>> model.softmax_layers
+        [2, 3]
+    """
+
+    config_class = HybridConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (Transformers' attribute)
+    _keep_in_fp32_modules_strict = ["A_log", "dt_bias"]  # noqa: RUF012
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__(config)
+        teacher_config = config.build_teacher_config()
+        if len(config.layer_types) != teacher_config.num_hidden_layers:
+            raise ValueError(
+                f"layer_types has {len(config.layer_types)} entries, the teacher {teacher_config.num_hidden_layers} layers"
+            )
+        teacher_config._attn_implementation = config._attn_implementation
+        self.model = AutoModel.from_config(teacher_config)
+        self.lm_head = nn.Linear(teacher_config.hidden_size, teacher_config.vocab_size, bias=False)
+        for index, kind in enumerate(config.layer_types):
+            if kind not in ("full_attention", "linear_attention"):
+                raise ValueError(f"layer_types[{index}]: expected full_attention or linear_attention, got '{kind}'")
+            if kind == "linear_attention":
+                self.model.layers[index].self_attn = build_mixer(config.mixer, config.mixer_options, index)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Weights come from a teacher or a checkpoint; modules initialise themselves when they are built."""
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.model.layers
+
+    def mixers(self) -> dict[int, Mixer]:
+        """Layer -> mixer, for the layers that were replaced."""
+        return {index: layer.self_attn for index, layer in enumerate(self.layers) if isinstance(layer.self_attn, Mixer)}
+
+    @property
+    def softmax_layers(self) -> list[int]:
+        return self.config.softmax_layers
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        cu_seqlens: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits, and the loss when `labels` are given.
+
+        Args:
+            input_ids: [B, T].
+            attention_mask: [B, T so far], 1 = token, 0 = left padding.
+            cu_seqlens: [N + 1] offsets of packed documents over the flattened B * T tokens, row ends included; give
+                `position_ids` that restart at each document with it.
+            labels: [B, T], shifted inside; -100 = ignored.
+            logits_to_keep: compute logits for the last so many positions only; 0 = all.
+        """
+        if use_cache and past_key_values is None:
+            from transformers import DynamicCache
+
+            past_key_values = DynamicCache(config=self.config)
+        if attention_mask is not None and attention_mask.dim() == 2:
+            kwargs["padding_mask"] = attention_mask.bool()
+            if position_ids is None and past_key_values is None:
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+        if cu_seqlens is not None:
+            kwargs["cu_seqlens"] = cu_seqlens
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=bool(use_cache),
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
+        logits = self.lm_head(hidden if isinstance(keep, int) else hidden[:, keep, :])
+        loss = None
+        if labels is not None:
+            shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+            loss = ops.linear_cross_entropy(hidden, self.lm_head.weight, shifted)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=outputs.past_key_values if use_cache else None
+        )
