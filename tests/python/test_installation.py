@@ -64,7 +64,7 @@ def test_headers_and_cmake_files_are_where_the_functions_say() -> None:
 
 def test_missing_files_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(hybridattn, "__path__", [str(tmp_path)])
-    with pytest.raises(FileNotFoundError, match="share/cmake/hybridattn/hybridattn-config.cmake is in none of"):
+    with pytest.raises(FileNotFoundError, match=r"share/cmake/hybridattn/hybridattn-config\.cmake is in none of"):
         hybridattn.get_cmake_dir()
 
 
