@@ -162,9 +162,7 @@ def keep_softmax(student: HybridForCausalLM, teacher: nn.Module, layers: Iterabl
     return hybrid
 
 
-def sliding_window(
-    teacher: nn.Module, keep: Iterable[int], window: int = 512, sinks: int = 4
-) -> HybridForCausalLM:
+def sliding_window(teacher: nn.Module, keep: Iterable[int], window: int = 512, sinks: int = 4) -> HybridForCausalLM:
     """The baseline that needs no training: sliding-window attention with sinks outside the layers `keep`."""
     count = len(decoder_layers(teacher))
     kept = _layers(keep, count, "sliding_window")

@@ -105,16 +105,6 @@ def report(recipe: RecipeArgument, run_dir: RunDirOption = None, changes: SetOpt
 
 
 @app.command()
-def estimate(recipe: RecipeArgument, changes: SetOption = None) -> None:
-    """Tokens and FLOPs of every step, before anything is run."""
-    from hybridattn.cli.tables import print_estimate
-    from hybridattn.run import load_recipe
-    from hybridattn.run.estimate import estimate_run
-
-    print_estimate(console, estimate_run(load_recipe(recipe, changes or [])))
-
-
-@app.command()
 def info() -> None:
     """Versions, processor, instruction sets and backends."""
     print_info(console)

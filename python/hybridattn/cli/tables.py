@@ -44,20 +44,11 @@ def print_eval(console: Console, evaluation: dict[str, Any]) -> None:
     console.print(table)
 
 
-def print_estimate(console: Console, rows: list[dict[str, Any]]) -> None:
-    table = Table(title="Estimated cost")
-    for name in ("step", "tokens", "PFLOP"):
-        table.add_column(name, justify="left" if name == "step" else "right")
-    for row in rows:
-        table.add_row(row["step"], f"{row['tokens']:,}", f"{row['flops'] / 1e15:.4f}")
-    console.print(table)
-
-
 def print_info(console: Console) -> None:
-    from hybridattn.info import info
+    from hybridattn.info import collect
     from hybridattn.ops import BACKENDS
 
-    facts = info().to_dict()
+    facts = collect().to_dict()
     table = Table(show_header=False, box=None)
     for group in ("versions", "build"):
         for name, value in facts.pop(group).items():

@@ -14,7 +14,7 @@ from torch import nn
 import hybridattn as ha
 from hybridattn import evaluate, hf
 from hybridattn.data import TokenData
-from hybridattn.info import machine_info
+from hybridattn.info import collect
 from hybridattn.run.choice import Choice, LayerChooser
 from hybridattn.run.directory import RunDirectory
 from hybridattn.run.recipe import Recipe, StageTable
@@ -73,7 +73,7 @@ class Pipeline:
         """The computation's dtype; ``auto`` is bfloat16 on a CPU with bf16 arithmetic or on a GPU."""
         if self.recipe.dtype != "auto":
             return self.recipe.dtype
-        fast = torch.cuda.is_available() or any("bf16" in name for name in machine_info()["instruction_sets"])
+        fast = torch.cuda.is_available() or any("bf16" in name for name in collect().instruction_sets)
         return "bfloat16" if fast else "float32"
 
     def stage(self, name: str, table: StageTable) -> Any:
@@ -167,8 +167,10 @@ class Pipeline:
         """Writes ``info.json`` and ``report.html``."""
         from hybridattn.report import write_report
 
-        info = machine_info()
-        self.directory.write("info.json", info | {"instruction_sets": ", ".join(info["instruction_sets"])})
+        facts = collect().to_dict()
+        flat = {name: value for name, value in facts.items() if not isinstance(value, (dict, list))}
+        flat |= {name: ", ".join(value) for name, value in facts.items() if isinstance(value, list) and value}
+        self.directory.write("info.json", flat | {f"{k} version": v for k, v in facts["versions"].items()})
         return write_report(self.directory.path)
 
     def run(self) -> Path:

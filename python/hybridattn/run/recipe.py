@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -171,16 +172,46 @@ def _nearest(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
     return f", did you mean '{close[0]}'?" if close else f"; known keys: {', '.join(known)}"
 
 
-def load_recipe(path: str | Path) -> Recipe:
-    """Reads and resolves a recipe.
+def _set(values: dict[str, Any], change: str) -> None:
+    """Applies ``table.key=value`` (value in TOML syntax, or a bare string) to a recipe's values."""
+    name, equals, text = change.partition("=")
+    if not equals:
+        raise ValueError(f"--set {change}: expected KEY=VALUE, for example select.keep=4")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, key = name.strip().split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+    values[key] = value
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Recipes inside the package, by name."""
+    folder = Path(__file__).parent.parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
+    """Reads and resolves a recipe: a file, or the name of one that ships with the package.
+
+    Paths in a file are relative to it, paths in a shipped recipe to the current directory.
+
+    Args:
+        changes: ``table.key=value`` each, applied before validation.
 
     Raises:
         ValueError: the file is not TOML, or a key is unknown, missing or of the wrong kind.
         FileNotFoundError: there is no such file.
     """
-    path = Path(path)
+    shipped = shipped_recipes().get(str(path))
+    base = Path.cwd() if shipped else Path(path).resolve().parent
+    path = shipped or Path(path)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path.name}: not valid TOML: {error}") from error
-    return validated(Recipe, values, path.name).resolved(path.resolve().parent)
+    for change in changes:
+        _set(values, change)
+    return validated(Recipe, values, path.name).resolved(base)

@@ -1,0 +1,30 @@
+"""Which layers keep softmax: scores (`scoring`), searches over sets of layers (`search`), and what they measure with."""
+
+from hybridattn import _C
+from hybridattn.select.evaluator import CandidateEvaluator, LayerSetEvaluator
+from hybridattn.select.scoring import LayerScores, ScoreOptions, score_layers
+from hybridattn.select.search import SearchResult, sequential_addition, swap_refinement
+
+Race = _C.select.Race
+uniform_plan = _C.select.uniform_plan
+random_plan = _C.select.random_plan
+first_plan = _C.select.first_plan
+last_plan = _C.select.last_plan
+explicit_plan = _C.select.explicit_plan
+
+__all__ = [
+    "CandidateEvaluator",
+    "LayerScores",
+    "LayerSetEvaluator",
+    "Race",
+    "ScoreOptions",
+    "SearchResult",
+    "explicit_plan",
+    "first_plan",
+    "last_plan",
+    "random_plan",
+    "score_layers",
+    "sequential_addition",
+    "swap_refinement",
+    "uniform_plan",
+]
