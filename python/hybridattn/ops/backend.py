@@ -6,12 +6,15 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+
+import torch
 
 BACKENDS = ("aten", "naive")
 """``aten``: the chunked form composed of ATen ops, on any device; ``naive``: the recurrence, token by token."""
 
-_forced: ContextVar[str | None] = ContextVar("hybridattn_backend", default=None)
+_forced: list[str] = []
+"""Names of the `use_backend` blocks that are open, innermost last."""
+
 _calls: Counter[tuple[str, str]] = Counter()
 
 
@@ -29,29 +32,30 @@ def choose_backend(op: str, asked: str | None) -> str:
     """
     if asked is not None:
         chosen = _known(asked, op)
-    elif (forced := _forced.get()) is not None:
-        chosen = forced
+    elif _forced:
+        chosen = _forced[-1]
     else:
         chosen = _known(os.environ.get("HYBRIDATTN_BACKEND") or "aten", "HYBRIDATTN_BACKEND")
     return chosen
 
 
 def record_call(op: str, backend: str) -> None:
-    _calls[op, backend] += 1
+    if not torch.compiler.is_compiling():
+        _calls[op, backend] += 1
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Forces a backend for every op called inside. Example: ``with use_backend("naive"): model(ids)``."""
-    token = _forced.set(_known(name, "use_backend"))
+    _forced.append(_known(name, "use_backend"))
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced.pop()
 
 
 def backend_report() -> dict[str, dict[str, int]]:
-    """Calls so far: ``{op: {backend: count}}``. Calls inside a compiled graph count once, when they are traced."""
+    """Calls so far: ``{op: {backend: count}}``. Calls inside a compiled graph are not counted."""
     report: dict[str, dict[str, int]] = {}
     for (op, backend), count in sorted(_calls.items()):
         report.setdefault(op, {})[backend] = count

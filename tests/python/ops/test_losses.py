@@ -1,0 +1,108 @@
+"""Losses from hidden states against plain torch in fp64: values, gradients, and independence of the chunks."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tolerances import assert_close
+
+from hybridattn import ops
+
+
+@pytest.fixture
+def models():
+    student, teacher = torch.randn(3, 7, 5, dtype=torch.float64), torch.randn(3, 7, 6, dtype=torch.float64)
+    student_head, teacher_head = torch.randn(11, 5, dtype=torch.float64), torch.randn(11, 6, dtype=torch.float64)
+    return student.requires_grad_(), student_head.requires_grad_(), teacher, teacher_head
+
+
+def divergence(student, student_head, teacher, teacher_head, kind, temperature, beta):
+    log_q = F.log_softmax(student @ student_head.T / temperature, -1)
+    log_p = F.log_softmax(teacher @ teacher_head.T / temperature, -1)
+    p, q = log_p.exp(), log_q.exp()
+    log_m = (beta * p + (1 - beta) * q).log()
+    values = {
+        "forward": (p * (log_p - log_q)).sum(-1),
+        "reverse": (q * (log_q - log_p)).sum(-1),
+        "jsd": beta * (p * (log_p - log_m)).sum(-1) + (1 - beta) * (q * (log_q - log_m)).sum(-1),
+    }
+    return values[kind] * temperature**2
+
+
+@pytest.mark.parametrize("kind", ["forward", "reverse", "jsd"])
+@pytest.mark.parametrize("chunk_size", [0, 1, 4, 21])
+def test_divergence_matches_torch(models, kind, chunk_size):
+    weights = torch.rand(3, 7, dtype=torch.float64)
+    weights[0, :2] = 0
+    options = {"kind": kind, "temperature": 1.7, "jsd_beta": 0.3}
+    per_token = divergence(*models, kind, 1.7, 0.3)
+    expected = (per_token * weights).sum() / weights.sum()
+    actual = ops.linear_kl_divergence(*models, weights=weights, chunk_size=chunk_size, **options)
+    assert_close(actual, expected)
+    for a, e in zip(torch.autograd.grad(actual, models[:2]), torch.autograd.grad(expected, models[:2]), strict=True):
+        assert_close(a, e, "gradient")
+    scores = ops.linear_kl_divergence(*models, reduction="none", chunk_size=chunk_size, **options)
+    assert_close(scores, per_token)
+    assert not scores.requires_grad
+
+
+def test_equal_models_have_divergence_exactly_zero(models):
+    student, head, *_ = models
+    assert ops.linear_kl_divergence(student, head, student.detach(), head.detach()).item() == 0
+
+
+def test_gradcheck_opcheck_and_compile(models):
+    student, head, teacher, teacher_head = models
+
+    def call(student, head):
+        return ops.linear_kl_divergence(student, head, teacher, teacher_head, chunk_size=5)
+
+    assert torch.autograd.gradcheck(call, (student, head))
+    assert_close(torch.compile(call, fullgraph=True, backend="aot_eager")(student, head), call(student, head))
+    op = torch.ops.hybridattn.linear_kl_divergence.default
+    torch.library.opcheck(op, (student.detach(), head.detach(), teacher, teacher_head, None, 1.0, "forward", 0.5, 5))
+
+
+def test_cross_entropy_matches_torch(models):
+    student, head, *_ = models
+    labels = torch.randint(0, 11, (3, 7))
+    labels[0, :3] = -100
+    expected = F.cross_entropy((student @ head.T).flatten(0, 1), labels.flatten())
+    for chunk_size in (0, 1, 5):
+        actual = ops.linear_cross_entropy(student, head, labels, chunk_size=chunk_size)
+        assert_close(actual, expected)
+        gradients = zip(
+            torch.autograd.grad(actual, (student, head)),
+            torch.autograd.grad(expected, (student, head), retain_graph=True),
+            strict=True,
+        )
+        for a, e in gradients:
+            assert_close(a, e, "gradient")
+
+
+@pytest.mark.parametrize("kind", ["l2_norm", "squared", "cosine"])
+def test_alignment_loss(kind):
+    prediction, target = torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(2, 5, 8, dtype=torch.float64)
+    mask = torch.rand(2, 5) > 0.3
+    expected = {
+        "l2_norm": (target - prediction).norm(dim=-1) * 8**-0.5,
+        "squared": (target - prediction).square().mean(-1),
+        "cosine": 1 - F.cosine_similarity(prediction, target, dim=-1),
+    }[kind]
+    assert_close(ops.alignment_loss(prediction, target, mask=mask, kind=kind), expected[mask].mean())
+
+
+def test_a_perfect_prediction_has_a_finite_gradient():
+    prediction = torch.randn(4, 8, requires_grad=True)
+    loss = ops.alignment_loss(prediction, prediction.detach())
+    loss.backward()
+    assert loss.item() == 0 and torch.equal(prediction.grad, torch.zeros_like(prediction))
+
+
+def test_bad_inputs_are_named(models):
+    student, head, teacher, teacher_head = models
+    with pytest.raises(ValueError, match="student_head has a vocabulary of 11, teacher_head of 10"):
+        ops.linear_kl_divergence(student, head, teacher, teacher_head[:10])
+    with pytest.raises(ValueError, match="unknown kind 'backward'"):
+        ops.linear_kl_divergence(*models, kind="backward")
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 11\)"):
+        ops.linear_cross_entropy(student, head, torch.full((3, 7), 11))

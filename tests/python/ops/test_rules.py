@@ -1,0 +1,198 @@
+"""Linear-attention rules: every form against the recurrence in fp64, and against Transformers' own reference."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tolerances import assert_close
+
+from hybridattn import ops
+
+RULES = {
+    "gated_delta_rule": ("g", "beta"),
+    "delta_rule": ("beta",),
+    "lightning": ("g",),
+    "linear_attention": (),
+}
+
+
+def inputs(rule, tokens, heads=2, value_heads=4, key_dim=10, value_dim=6, batch=2, states=None, dtype=torch.float64):
+    q = torch.randn(batch, tokens, heads, key_dim, dtype=dtype)
+    k = F.normalize(torch.randn(batch, tokens, heads, key_dim, dtype=dtype), dim=-1)
+    v = torch.randn(batch, tokens, value_heads, value_dim, dtype=dtype)
+    gates = {
+        "g": -torch.rand(batch, tokens, value_heads, dtype=dtype),
+        "beta": torch.rand(batch, tokens, value_heads, dtype=dtype),
+    }
+    state = torch.randn(states or batch, value_heads, key_dim, value_dim, dtype=dtype)
+    tensors = {"q": q, "k": k, "v": v} | {name: gates[name] for name in RULES[rule]}
+    return {name: x.requires_grad_() for name, x in tensors.items()}, state.requires_grad_()
+
+
+def both(rule, tensors, state, **options):
+    """Values and gradients of the recurrence and of the chunked form, the final state's gradient being non-zero."""
+    results = []
+    for form in ("naive", "chunk"):
+        extra = {} if form == "naive" else {"chunk_size": options.get("chunk_size", 64)}
+        op = getattr(ops, f"{form}_{rule}")
+        out, final = op(
+            **tensors, initial_state=state, output_final_state=True, cu_seqlens=options.get("cu_seqlens"), **extra
+        )
+        torch.manual_seed(1)
+        objective = (out * torch.randn_like(out)).sum() + (final * torch.randn_like(final)).sum()
+        results.append((out, final, *torch.autograd.grad(objective, [*tensors.values(), state])))
+    return results
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("tokens", [1, 15, 63, 64, 65, 75, 200])
+def test_chunks_match_the_recurrence(rule, tokens):
+    tensors, state = inputs(rule, tokens)
+    expected, actual = both(rule, tensors, state)
+    for position, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        assert_close(a, e, "value" if position < 2 else "gradient")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_fp32_stays_near_fp64(rule):
+    tensors, state = inputs(rule, 130, key_dim=60, value_dim=100)
+    expected = both(rule, tensors, state)[0]
+    narrow = {name: x.detach().float().requires_grad_() for name, x in tensors.items()}
+    out, final = getattr(ops, f"chunk_{rule}")(**narrow, initial_state=state.detach().float(), output_final_state=True)
+    assert_close(out, expected[0].float())
+    assert_close(final, expected[1].float())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_bf16_inputs_keep_an_fp32_state(rule):
+    tensors, _ = inputs(rule, 100, key_dim=32, value_dim=32, dtype=torch.bfloat16)
+    out, final = getattr(ops, f"chunk_{rule}")(**tensors, output_final_state=True)
+    wide = {name: x.detach().double() for name, x in tensors.items()}
+    expected, state = getattr(ops, f"naive_{rule}")(**wide, output_final_state=True)
+    assert out.dtype == torch.bfloat16 and final.dtype == torch.float32
+    assert_close(out, expected.bfloat16())
+    assert_close(final, state.float())
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("borders", [[0, 77], [0, 1, 50, 50, 77], [0, 16, 32, 77]])
+def test_packed_documents_are_separate(rule, borders):
+    tensors, state = inputs(rule, 77, batch=1, states=len(borders) - 1)
+    cu_seqlens = torch.tensor(borders)
+    expected, actual = both(rule, tensors, state, cu_seqlens=cu_seqlens, chunk_size=16)
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a, e, "gradient")
+    for number, (begin, end) in enumerate(zip(borders, borders[1:], strict=False)):
+        alone = {name: x[:, begin:end] for name, x in tensors.items()}
+        out, final = getattr(ops, f"chunk_{rule}")(
+            **alone, initial_state=state[number : number + 1], output_final_state=True
+        )
+        assert_close(actual[0][:, begin:end], out)
+        assert_close(actual[1][number], final[0])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_steps_continue_a_prefill(rule):
+    tensors, _ = inputs(rule, 70)
+    tensors = {name: x.detach() for name, x in tensors.items()}
+    expected, last = getattr(ops, f"naive_{rule}")(**tensors, output_final_state=True)
+    for split in (1, 63, 64, 65):
+        head = {name: x[:, :split] for name, x in tensors.items()}
+        out, state = getattr(ops, f"chunk_{rule}")(**head, output_final_state=True)
+        outputs = [out]
+        for t in range(split, 70):
+            token = {name: x[:, t : t + 1] for name, x in tensors.items()}
+            outputs.append(getattr(ops, f"step_{rule}")(**token, state=state))
+        assert_close(torch.cat(outputs, 1), expected)
+        assert_close(state, last)
+
+
+@pytest.mark.parametrize("gate", [0.0, -20.0, -1000.0, -torch.inf])
+def test_extreme_gates_are_finite_and_exact(gate):
+    tensors, _ = inputs("gated_delta_rule", 80)
+    with torch.no_grad():
+        tensors["g"][:, 30] = gate
+        tensors["g"][:, 64] = gate
+    state = torch.zeros(2, 4, 10, 6, dtype=torch.float64, requires_grad=True)
+    expected, actual = both("gated_delta_rule", tensors, state)
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a, e, "gradient")
+
+
+def test_repeated_keys_do_not_overflow():
+    tensors, _ = inputs("gated_delta_rule", 128, key_dim=32, value_dim=32, dtype=torch.float32)
+    with torch.no_grad():
+        tensors["k"].copy_(tensors["k"][:, :1].expand_as(tensors["k"]))
+        tensors["g"].fill_(-1e-3)
+        tensors["beta"].fill_(0.95)
+    out, _ = ops.chunk_gated_delta_rule(**tensors)
+    wide = {name: x.detach().double() for name, x in tensors.items()}
+    assert_close(out, ops.naive_gated_delta_rule(**wide)[0].float())
+
+
+def test_against_transformers():
+    from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
+
+    tensors, _ = inputs("gated_delta_rule", 150, heads=4, key_dim=32, value_dim=32, dtype=torch.float32)
+    expected = torch_chunk_gated_delta_rule(*tensors.values(), output_final_state=True)
+    out, state = ops.chunk_gated_delta_rule(**tensors, output_final_state=True)
+    assert_close(out, expected[0])
+    assert_close(state, expected[1].to(state.dtype))
+
+
+def test_non_contiguous_inputs():
+    tensors, state = inputs("gated_delta_rule", 40)
+    strided = {name: x.detach().transpose(1, 2).contiguous().transpose(1, 2) for name, x in tensors.items()}
+    assert not strided["v"].is_contiguous()
+    out, _ = ops.chunk_gated_delta_rule(**strided, initial_state=state.detach())
+    assert_close(out, ops.chunk_gated_delta_rule(**tensors, initial_state=state)[0])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_gradcheck_opcheck_and_compile(rule):
+    tensors, state = inputs(rule, 9, heads=1, value_heads=2, key_dim=3, value_dim=2, batch=1)
+    names = list(tensors)
+
+    def call(state, *values):
+        return getattr(ops, f"chunk_{rule}")(
+            **dict(zip(names, values, strict=True)), initial_state=state, output_final_state=True, chunk_size=4
+        )
+
+    assert torch.autograd.gradcheck(call, (state, *tensors.values()))
+    gates = [tensors.get("g"), tensors.get("beta")]
+    arguments = (tensors["q"], tensors["k"], tensors["v"], *gates, 0.5, state, None, 4, False)
+    torch.library.opcheck(getattr(torch.ops.hybridattn, f"chunk_{rule}").default, arguments)
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(state, *tensors.values())[0], call(state, *tensors.values())[0])
+
+
+def test_threads_do_not_change_a_bit():
+    tensors, _ = inputs("gated_delta_rule", 200, dtype=torch.float32)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(ops.chunk_gated_delta_rule(**tensors)[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert_close(results[0], results[1])
+
+
+def test_bad_inputs_are_named():
+    tensors, _ = inputs("gated_delta_rule", 8)
+    with pytest.raises(ValueError, match="chunk_gated_delta_rule: k has head dimension 9, q has 10"):
+        ops.chunk_gated_delta_rule(**(tensors | {"k": tensors["k"][..., :9]}))
+    with pytest.raises(ValueError, match="beta must be"):
+        ops.chunk_gated_delta_rule(**(tensors | {"beta": tensors["beta"][:, :4]}))
+    with pytest.raises(ValueError, match="batch of 1, got batch 2"):
+        ops.chunk_gated_delta_rule(**tensors, cu_seqlens=torch.tensor([0, 8]))
+    with pytest.raises(ValueError, match="unknown backend 'cuda'"):
+        ops.chunk_gated_delta_rule(**tensors, backend="cuda")
+
+
+def test_a_forced_backend_runs_and_is_reported():
+    tensors, _ = inputs("delta_rule", 8)
+    before = ops.backend_report().get("chunk_delta_rule", {}).get("naive", 0)
+    with ops.use_backend("naive"):
+        ops.chunk_delta_rule(**tensors)
+    assert ops.backend_report()["chunk_delta_rule"]["naive"] == before + 1

@@ -1,0 +1,45 @@
+"""Selectors on synthetic losses in which two layers help only together."""
+
+import numpy as np
+import pytest
+
+from hybridattn.select import ScoreOptions, score_layers, sequential_addition, swap_refinement
+
+
+class Pair:
+    """Eight layers; 2 and 3 together carry 3 nats, 2 alone carries 0.5, the others a little each."""
+
+    num_layers = 8
+
+    def losses(self, layers):
+        kept = set(layers)
+        value = 4.0 - 0.02 * len(kept) - 0.5 * (2 in kept) - 0.03 * (0 in kept) - 2.5 * ({2, 3} <= kept)
+        return (value + 0.05 * np.random.default_rng(0).standard_normal(32)).tolist()
+
+
+def test_addition_misses_the_pair_and_removal_finds_it():
+    assert score_layers(Pair(), ScoreOptions("addition"), keep=2).top(k=2) == [0, 2]
+    assert score_layers(Pair(), ScoreOptions("removal"), keep=2).top(k=2) == [2, 3]
+
+
+def test_sequential_addition_finds_the_pair():
+    result = sequential_addition(Pair(), 2)
+    assert result.layers == [2, 3]
+    assert [event["what"] for event in result.history] == ["add layer 2", "add layer 3"]
+
+
+def test_swaps_repair_a_wrong_start_and_leave_a_right_one():
+    assert swap_refinement(Pair(), [0, 2]).layers == [2, 3]
+    assert len(swap_refinement(Pair(), [2, 3]).history) == 1
+    assert swap_refinement(Pair(), []).layers == []
+    assert swap_refinement(Pair(), range(8)).layers == list(range(8))
+
+
+def test_bad_requests_are_named():
+    with pytest.raises(ValueError, match="keep is 9"):
+        sequential_addition(Pair(), 9)
+    with pytest.raises(ValueError, match="give `stage` and `data`"):
+        score_layers(Pair(), ScoreOptions(max_steps=4), keep=2)
+    scores = score_layers(Pair(), keep=2)
+    with pytest.raises(ValueError, match="exactly one of k and fraction"):
+        scores.top()
