@@ -29,10 +29,11 @@ setup: ## prepare this machine: system packages, .venv, PyTorch, the package bui
 	@$(LOCK) $(MAKE) _environment _build
 
 demo: setup ## the whole pipeline on the tiny teacher: at most 10 minutes on 2 cores
+	@$(PYTHON) examples/tiny_teacher/prepare.py --out build/tiny_teacher
 	@.venv/bin/hybridattn run examples/tiny_teacher/demo.toml $(ARGS)
 
 demo-smollm2: setup ## the whole pipeline on SmolLM2-135M: at most 60 minutes on 2 cores (TEXT=folder: your text)
-	@$(PYTHON) -m pip install -q gguf
+	@$(PYTHON) -m pip install -q gguf accelerate
 	@$(PYTHON) examples/smollm2/prepare.py --out build/smollm2 $(if $(TEXT),--text "$(TEXT)")
 	@.venv/bin/hybridattn run smollm2-cpu $(ARGS)
 
