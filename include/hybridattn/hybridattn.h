@@ -5,6 +5,8 @@
 #include "hybridattn/core/cpu_features.h"
 #include "hybridattn/core/nearest.h"
 
+#include "hybridattn/ops/alignment_loss.h"
+#include "hybridattn/ops/attention.h"
 #include "hybridattn/ops/chunk_backward.h"
 #include "hybridattn/ops/chunk_forward.h"
 #include "hybridattn/ops/chunk_rule.h"
@@ -14,9 +16,17 @@
 #include "hybridattn/ops/gated_delta_rule.h"
 #include "hybridattn/ops/lightning.h"
 #include "hybridattn/ops/linear_attention.h"
+#include "hybridattn/ops/linear_cross_entropy.h"
+#include "hybridattn/ops/linear_kl_divergence.h"
+#include "hybridattn/ops/linear_loss.h"
 #include "hybridattn/ops/naive_rule.h"
+#include "hybridattn/ops/norm.h"
+#include "hybridattn/ops/rotary.h"
 #include "hybridattn/ops/rule.h"
+#include "hybridattn/ops/short_convolution.h"
 #include "hybridattn/ops/step_rule.h"
+
+#include "hybridattn/transfer/attention.h"
 
 #include "hybridattn/distill/parameter_groups.h"
 #include "hybridattn/distill/presets.h"

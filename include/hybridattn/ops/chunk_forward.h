@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <hybridattn/ops/chunk_tensors.h>
 
 namespace hybridattn::ops {

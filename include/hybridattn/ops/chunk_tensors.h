@@ -11,6 +11,7 @@
 #include <ATen/ops/exp.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <hybridattn/ops/documents.h>
 #include <hybridattn/ops/rule.h>
 

@@ -69,21 +69,21 @@ const Model clear{{5, 1, 4, 2, 6, 3}};
 TEST_CASE("Race/exhaustive trains every layer to the end, one after the other") {
   Race race({.num_layers = 6, .keep = 2, .mode = RaceMode::exhaustive, .steps_per_round = 40, .max_steps = 100});
   const std::vector<Task> tasks = run(race, clear);
-  REQUIRE(tasks.size() == 18);
-  CHECK(tasks[0] == Task{0, 0, 40});
-  CHECK(tasks[1] == Task{0, 40, 80});
-  CHECK(tasks[2] == Task{0, 80, 100});
-  CHECK(tasks[3] == Task{1, 0, 40});
-  CHECK(order(race) == std::vector<int64_t>{1, 3, 5, 2, 0, 4});
+  REQUIRE((tasks.size() == 18));
+  CHECK((tasks[0] == Task{0, 0, 40}));
+  CHECK((tasks[1] == Task{0, 40, 80}));
+  CHECK((tasks[2] == Task{0, 80, 100}));
+  CHECK((tasks[3] == Task{1, 0, 40}));
+  CHECK((order(race) == std::vector<int64_t>{1, 3, 5, 2, 0, 4}));
   CHECK(verdicts(race) == std::map<int64_t, Verdict>{{0, Verdict::out},
                                                      {1, Verdict::in},
                                                      {2, Verdict::out},
                                                      {3, Verdict::in},
                                                      {4, Verdict::out},
                                                      {5, Verdict::out}});
-  CHECK(race.cost().steps == 600);
-  CHECK(race.cost().exhaustive_steps == 600);
-  CHECK(race.candidates()[0].history.size() == 3);
+  CHECK((race.cost().steps == 600));
+  CHECK((race.cost().exhaustive_steps == 600));
+  CHECK((race.candidates()[0].history.size() == 3));
 }
 
 TEST_CASE("Race/racing stops a layer with its verdict and goes on with the open ones") {
@@ -93,49 +93,49 @@ TEST_CASE("Race/racing stops a layer with its verdict and goes on with the open 
   const std::vector<Task> tasks = run(race, model);
   REQUIRE(tasks.size() > 6);
   for (size_t i = 0; i < 6; ++i)
-    CHECK(tasks[i] == Task{static_cast<int64_t>(i), 0, 10});
+    CHECK((tasks[i] == Task{static_cast<int64_t>(i), 0, 10}));
   for (size_t i = 6; i < tasks.size(); ++i)
     CHECK((tasks[i].layer == 3 || tasks[i].layer == 5));
-  CHECK(tasks[6].from_step == 10);
-  CHECK(verdicts(race)[1] == Verdict::in);
-  CHECK(verdicts(race)[4] == Verdict::out);
+  CHECK((tasks[6].from_step == 10));
+  CHECK((verdicts(race)[1] == Verdict::in));
+  CHECK((verdicts(race)[4] == Verdict::out));
   CHECK(race.cost().steps < race.cost().exhaustive_steps);
-  CHECK(order(race).front() == 1);
+  CHECK((order(race).front() == 1));
 }
 
 TEST_CASE("Race/no verdict before min_rounds") {
   Race race({.num_layers = 6, .keep = 2, .steps_per_round = 10, .max_steps = 50, .min_rounds = 3});
   const std::vector<Task> tasks = run(race, clear);
-  CHECK(tasks.size() == 18);
-  CHECK(tasks.back().to_step == 30);
+  CHECK((tasks.size() == 18));
+  CHECK((tasks.back().to_step == 30));
 }
 
 TEST_CASE("Race/removal looks for the layers whose loss is high") {
   Race race({.num_layers = 6, .keep = 2, .mode = RaceMode::exhaustive, .direction = Direction::higher_is_better});
   const std::vector<Task> tasks = run(race, clear);
-  CHECK(tasks.size() == 6);
-  CHECK(tasks[5] == Task{5, 0, 0});
-  CHECK(order(race) == std::vector<int64_t>{4, 0, 2, 5, 3, 1});
-  CHECK(verdicts(race)[4] == Verdict::in);
-  CHECK(verdicts(race)[1] == Verdict::out);
+  CHECK((tasks.size() == 6));
+  CHECK((tasks[5] == Task{5, 0, 0}));
+  CHECK((order(race) == std::vector<int64_t>{4, 0, 2, 5, 3, 1}));
+  CHECK((verdicts(race)[4] == Verdict::in));
+  CHECK((verdicts(race)[1] == Verdict::out));
 }
 
 TEST_CASE("Race/next is the same until its losses are recorded") {
   Race race({.num_layers = 3, .keep = 1, .steps_per_round = 1, .max_steps = 2});
-  CHECK(race.next() == race.next());
-  CHECK(*race.next() == Task{0, 0, 1});
+  CHECK((race.next() == race.next()));
+  CHECK((*race.next() == Task{0, 0, 1}));
 }
 
 TEST_CASE("Race/equal candidates stay open and rank by layer") {
   Race race({.num_layers = 4, .keep = 2, .steps_per_round = 1, .max_steps = 3});
   while (const auto task = race.next())
     race.record(task->layer, std::vector<double>(32, 1.5));
-  CHECK(order(race) == std::vector<int64_t>{0, 1, 2, 3});
+  CHECK((order(race) == std::vector<int64_t>{0, 1, 2, 3}));
   for (const LayerScore& score : race.ranking()) {
-    CHECK(score.verdict == Verdict::open);
-    CHECK(score.steps == 3);
-    CHECK(score.low == 1.5);
-    CHECK(score.high == 1.5);
+    CHECK((score.verdict == Verdict::open));
+    CHECK((score.steps == 3));
+    CHECK((score.low == 1.5));
+    CHECK((score.high == 1.5));
   }
 }
 
@@ -148,15 +148,15 @@ TEST_CASE("Race/places for all or for none need no training when racing") {
     CHECK((score.verdict == Verdict::in && std::isnan(score.score)));
   for (const LayerScore& score : none.ranking())
     CHECK((score.verdict == Verdict::out && !score.reason.empty()));
-  CHECK(order(all) == std::vector<int64_t>{0, 1, 2});
+  CHECK((order(all) == std::vector<int64_t>{0, 1, 2}));
 }
 
 TEST_CASE("Race/exhaustive scores every layer whatever K is") {
   for (std::optional<int64_t> keep : {std::optional<int64_t>(), std::optional<int64_t>(0), std::optional<int64_t>(6)}) {
     Race race({.num_layers = 6, .keep = keep, .mode = RaceMode::exhaustive});
-    CHECK(run(race, clear).size() == 6);
-    CHECK(order(race) == std::vector<int64_t>{1, 3, 5, 2, 0, 4});
-    CHECK(verdicts(race)[1] == (!keep ? Verdict::open : *keep == 0 ? Verdict::out : Verdict::in));
+    CHECK((run(race, clear).size() == 6));
+    CHECK((order(race) == std::vector<int64_t>{1, 3, 5, 2, 0, 4}));
+    CHECK((verdicts(race)[1] == (!keep ? Verdict::open : *keep == 0 ? Verdict::out : Verdict::in)));
   }
 }
 
@@ -170,11 +170,11 @@ TEST_CASE("Race/a candidate that diverges is out, with the reason, and the other
       race.record(task->layer, losses);
     }
     const LayerScore last = race.ranking().back();
-    CHECK(last.layer == 2);
-    CHECK(last.verdict == Verdict::out);
-    CHECK(last.reason == "diverged: held-out loss not finite after 5 steps");
+    CHECK((last.layer == 2));
+    CHECK((last.verdict == Verdict::out));
+    CHECK((last.reason == "diverged: held-out loss not finite after 5 steps"));
     CHECK(std::isnan(last.score));
-    CHECK(race.ranking().front().steps == 10);
+    CHECK((race.ranking().front().steps == 10));
   }
 }
 
@@ -182,22 +182,22 @@ TEST_CASE("Race/when as many are left as there are places they are in") {
   Race race({.num_layers = 3, .keep = 2, .steps_per_round = 5, .max_steps = 50});
   while (const auto task = race.next())
     race.record(task->layer, std::vector<double>(32, task->layer == 0 ? std::nan("") : 1.0));
-  CHECK(race.cost().steps == 5);
-  CHECK(verdicts(race) == std::map<int64_t, Verdict>{{0, Verdict::out}, {1, Verdict::in}, {2, Verdict::in}});
+  CHECK((race.cost().steps == 5));
+  CHECK((verdicts(race) == std::map<int64_t, Verdict>{{0, Verdict::out}, {1, Verdict::in}, {2, Verdict::in}}));
 }
 
 TEST_CASE("Race/only the listed candidates compete") {
   Race race({.num_layers = 6, .keep = 1, .mode = RaceMode::exhaustive, .candidates = {5, 3, 0}});
-  CHECK(run(race, clear).size() == 3);
-  CHECK(order(race) == std::vector<int64_t>{3, 5, 0});
+  CHECK((run(race, clear).size() == 3));
+  CHECK((order(race) == std::vector<int64_t>{3, 5, 0}));
 }
 
 TEST_CASE("Race/the ledger adds up") {
   Race race({.num_layers = 2, .keep = 1, .mode = RaceMode::exhaustive, .max_steps = 7});
   race.add_cost(100, 1e12);
   race.add_cost(50, 5e11);
-  CHECK(race.cost() == Cost{150, 1.5e12, 0, 14});
-  CHECK(refusal([&] { race.add_cost(-1, 0); }) == "Race: cost is -1 tokens, 0 FLOPs; expected >= 0");
+  CHECK((race.cost() == Cost{150, 1.5e12, 0, 14}));
+  CHECK((refusal([&] { race.add_cost(-1, 0); }) == "Race: cost is -1 tokens, 0 FLOPs; expected >= 0"));
 }
 
 TEST_CASE("Race/bad options and records are named") {
@@ -207,11 +207,11 @@ TEST_CASE("Race/bad options and records are named") {
     change(options);
     return refusal([&] { Race race(options); });
   };
-  CHECK(with([](RaceOptions&) {}) == "accepted");
-  CHECK(with([](RaceOptions& o) { o.num_layers = 0; }) == "Race: num_layers is 0, expected at least 1");
-  CHECK(with([](RaceOptions& o) { o.keep = -1; }) == "Race: keep is -1, expected at least 0");
+  CHECK((with([](RaceOptions&) {}) == "accepted"));
+  CHECK((with([](RaceOptions& o) { o.num_layers = 0; }) == "Race: num_layers is 0, expected at least 1"));
+  CHECK((with([](RaceOptions& o) { o.keep = -1; }) == "Race: keep is -1, expected at least 0"));
   CHECK(with([](RaceOptions& o) { o.keep.reset(); }).find("keep is not set") != std::string::npos);
-  CHECK(with([](RaceOptions& o) { o.confidence = 1; }) == "Race: confidence is 1, expected a value in (0.5, 1)");
+  CHECK((with([](RaceOptions& o) { o.confidence = 1; }) == "Race: confidence is 1, expected a value in (0.5, 1)"));
   CHECK(with([](RaceOptions& o) { o.max_steps = -1; }).find("max_steps is -1") != std::string::npos);
   CHECK(with([](RaceOptions& o) { o.steps_per_round = -2; }).find("steps_per_round is -2") != std::string::npos);
   CHECK(with([](RaceOptions& o) { o.min_rounds = 0; }).find("min_rounds is 0") != std::string::npos);
@@ -227,7 +227,7 @@ TEST_CASE("Race/bad options and records are named") {
         std::string::npos);
   race.record(0, std::vector<double>(32, 1.0));
   CHECK(refusal([&] { race.record(1, std::vector<double>(33, 1.0)); }).find("layer 0 has 32") != std::string::npos);
-  CHECK(race.next()->layer == 1);
+  CHECK((race.next()->layer == 1));
   Race over({.num_layers = 2, .keep = 2});
   CHECK(refusal([&] { over.record(0, std::vector<double>(32, 1.0)); }).find("after the end") != std::string::npos);
 }

@@ -39,23 +39,23 @@ TEST_CASE("race state/read back at every event it continues to the same end") {
   int events = 0;
   while (const auto task = whole.next()) {
     interrupted = saved_and_read(interrupted);
-    REQUIRE(interrupted.next() == task);
+    REQUIRE((interrupted.next() == task));
     advance(whole, *task);
     advance(interrupted, *task);
-    REQUIRE(to_json(interrupted) == to_json(whole));
+    REQUIRE((to_json(interrupted) == to_json(whole)));
     ++events;
   }
   CHECK(events >= 12);
   const Race end = saved_and_read(interrupted);
   CHECK(end.done());
-  CHECK(end.candidates() == whole.candidates());
-  CHECK(end.cost() == whole.cost());
-  CHECK(end.options() == whole.options());
+  CHECK((end.candidates() == whole.candidates()));
+  CHECK((end.cost() == whole.cost()));
+  CHECK((end.options() == whole.options()));
 }
 
 TEST_CASE("race state/a race without K survives") {
   const Race race({.num_layers = 3, .mode = RaceMode::exhaustive, .direction = Direction::higher_is_better});
-  CHECK(saved_and_read(race).options() == race.options());
+  CHECK((saved_and_read(race).options() == race.options()));
 }
 
 TEST_CASE("race state/damaged or foreign state is refused and named") {
@@ -71,9 +71,9 @@ TEST_CASE("race state/damaged or foreign state is refused and named") {
     }
     return "accepted";
   };
-  CHECK(refusal([](json&) {}) == "accepted");
-  CHECK(refusal([](json& s) { s["format"] = 9; }) == "Race: saved state has format 9, expected 1");
-  CHECK(refusal([](json& s) { s["options"]["mode"] = "sprint"; }) == "Race: unknown mode \"sprint\"");
+  CHECK((refusal([](json&) {}) == "accepted"));
+  CHECK((refusal([](json& s) { s["format"] = 9; }) == "Race: saved state has format 9, expected 1"));
+  CHECK((refusal([](json& s) { s["options"]["mode"] = "sprint"; }) == "Race: unknown mode \"sprint\""));
   CHECK(refusal([](json& s) { s["candidates"].erase(1); }).find("not the layers") != std::string::npos);
   CHECK(refusal([](json& s) { s["candidates"][0].erase("steps"); }).find("steps") != std::string::npos);
   CHECK(refusal([](json& s) { s["cost"].erase("flops"); }).find("flops") != std::string::npos);
