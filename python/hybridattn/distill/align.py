@@ -26,8 +26,8 @@ from hybridattn.distill.stage_run import OnProgress, StageResult, run_stage, sil
 class AlignObjective(Objective):
     """The alignment loss of every linear layer, averaged over layers.
 
-    The teacher runs without gradient. Where one of its attention modules has run, the student's mixer of that layer runs
-    on the same input and its loss is back-propagated at once, so memory holds one layer's activations at a time.
+    The teacher runs without gradient. Where one of its attention modules has run, the student's mixer of that layer
+    runs on the same input and its loss is back-propagated at once: memory holds one layer's activations at a time.
 
     Raises:
         ValueError: the student has no mixers, or the teacher lacks one of their layers.
@@ -43,9 +43,7 @@ class AlignObjective(Objective):
             raise ValueError("align: the student has no mixer to train (every layer keeps softmax attention)")
         layers = len(hf.decoder_layers(teacher))
         if max(self.by_layer) >= layers:
-            raise ValueError(
-                f"align: the student has a mixer in layer {max(self.by_layer)}, the teacher {layers} layers"
-            )
+            raise ValueError(f"align: a mixer stands in layer {max(self.by_layer)}, the teacher has {layers} layers")
         self.parts = [f"layer {layer}" for layer in self.by_layer]
 
     def trainable(self) -> dict[str, nn.Parameter]:

@@ -46,7 +46,7 @@ class StepRecord:
 
 @dataclass
 class TrainerState:
-    """All that a later process needs to go on bit-equally. The tensors are the live ones: save or clone them at once."""
+    """All that a later process needs to go on bit-equally. Its tensors are live: save or clone them at once."""
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
@@ -204,9 +204,7 @@ class Trainer:
             if name in self.parameters:
                 expected |= {f"{key}.{name}": self.parameters[name] for key in ("exp_avg", "exp_avg_sq")}
         if 0 < state.meta["step"] < self.total_steps and not state.meta["adam_steps"]:
-            raise ValueError(
-                f"{self.objective.name}: the state at step {state.meta['step']} has no optimiser to go on with"
-            )
+            raise ValueError(f"{self.objective.name}: the state at step {state.meta['step']} lacks the optimiser's")
         saved = {name: tensor for name, tensor in state.tensors.items() if not name.startswith("random.")}
         _check_tensors(expected, saved, self.objective.name)
         for name, parameter in self.parameters.items():
