@@ -1,0 +1,52 @@
+"""Losses from hidden states against the same composed in torch, with all logits.
+
+Letters: N tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.registry import Contenders, benchmark
+from hybridattn import ops
+
+
+def eager_kl(student_hidden: Tensor, student_head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor) -> Tensor:
+    """KL(teacher || student) per token, averaged, as one writes it in torch."""
+    student = F.log_softmax(F.linear(student_hidden, student_head), -1)
+    with torch.no_grad():
+        teacher = F.log_softmax(F.linear(teacher_hidden, teacher_head), -1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def bound(N: int, D: int, V: int, dtype: torch.dtype) -> dict[str, float]:
+    """MiB by part: inputs, results, and one chunk of student and teacher logits."""
+    chunk = min(N, max(16, (8 << 20) // V))  # the op's own choice, at most 32 MiB of fp32
+    floats = {"inputs": 2 * (N + V) * D, "gradients": (N + V) * D, "logits of a chunk, twice": 2 * chunk * V}
+    return {name: round(count * dtype.itemsize / 2**20, 1) for name, count in floats.items()}
+
+
+@benchmark(
+    "linear_kl_divergence/forward_backward",
+    cases=[{"N": 512, "D": 1024, "V": 32000}],
+    quick=[{"N": 128, "D": 256, "V": 8000}],
+    tiny={"N": 24, "D": 8, "V": 40},
+    goals={"time": 1.0, "memory": 1.0},
+    memory_bound=bound,
+    rounds=7,
+)
+def linear_kl(N: int, D: int, V: int, dtype: torch.dtype) -> Contenders:
+    """KL of student and teacher logits with the gradients of the student's hidden states and head."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = [torch.randn(N, D, generator=generator).to(dtype) for _ in range(2)]
+    heads = [torch.randn(V, D, generator=generator).mul_(D**-0.5).to(dtype) for _ in range(2)]
+    student = [hidden[0].requires_grad_(), heads[0].requires_grad_()]
+
+    def run(loss: Callable[..., Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(loss(*student, hidden[1], heads[1]), student)
+
+    return {"hybridattn": run(ops.linear_kl_divergence), "torch eager": run(eager_kl)}
