@@ -24,9 +24,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     size.add_argument("--tiny", action="store_true", help="the smallest shapes, one round: does everything run?")
     parser.add_argument("--threads", nargs="+", type=int, help="instead of each benchmark's own numbers of threads")
     parser.add_argument("--rounds", type=int, help="repetitions of each contender, interleaved")
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "build/benchmarks/latest.json", help="JSON; a PNG stands beside"
-    )
+    parser.add_argument("--out", type=Path, default=LATEST, help="JSON file; a PNG stands beside")
     parser.add_argument("--list", action="store_true", help="list the benchmarks and stop")
     return parser.parse_args(argv)
 
