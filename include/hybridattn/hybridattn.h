@@ -10,6 +10,7 @@
 #include "hybridattn/ops/chunk_backward.h"
 #include "hybridattn/ops/chunk_forward.h"
 #include "hybridattn/ops/chunk_rule.h"
+#include "hybridattn/ops/chunk_scratch.h"
 #include "hybridattn/ops/chunk_tensors.h"
 #include "hybridattn/ops/delta_rule.h"
 #include "hybridattn/ops/documents.h"

@@ -1,6 +1,7 @@
 // The chunked form, backward: chunks in reverse, L, P and the writes recomputed from the state at each chunk's start.
 #pragma once
 
+#include <ATen/ops/add.h>
 #include <hybridattn/ops/chunk_forward.h>
 
 namespace hybridattn::ops {
@@ -17,41 +18,58 @@ struct ChunkGradients {
   at::Tensor q, k, v, gamma, beta;
 };
 
-/// @param writes       X [n, C, V]: what each token added to the state
-/// @param read         K S [n, C, V] (correcting rules)
-/// @param grad_writes  dX [n, C, V];  @param grad_wanted  Y = (I + L)^-T dX (correcting rules)
+/// What a block's backward pass knows once the gradient of every state is known.
+struct ChunkAdjoint {
+  at::Tensor starts;      // S [n, K, V] at the chunks' starts
+  at::Tensor writes;      // X [n, C, V]: what each token added to the state
+  at::Tensor read, error; // K S and V - exp(gamma) K S [n, C, V] (correcting rules)
+  at::Tensor grad_out;    // dO [n, C, V]
+  at::Tensor grad_writes; // dX [n, C, V]
+  at::Tensor grad_wanted; // Y = (I + L)^-T dX (correcting rules)
+  at::Tensor grad_states; // dS [n, K, V] at the chunks' ends
+};
+
 template <class R>
-ChunkGradients chunk_gradients(const ChunkTensors& chunk, double scale, const at::Tensor& starts, const at::Tensor& writes,
-                               const at::Tensor& read, const at::Tensor& grad_out, const at::Tensor& grad_writes,
-                               const at::Tensor& grad_wanted, const at::Tensor& grad_states) {
-  ChunkGradients grad;
-  const auto grad_scores = at::bmm(grad_out, writes.transpose(1, 2)).tril_(); // dP
-  const auto state_q = chunk.decayed(at::bmm(grad_out, starts.transpose(1, 2))).mul_(scale);
-  const auto state_k = chunk.surviving(at::bmm(writes, grad_states.transpose(1, 2)));
-  const auto scores_weighted = chunk.weighted(grad_scores) * scale;
-  grad.q = at::baddbmm(state_q, scores_weighted, chunk.k);
-  grad.k = at::baddbmm(state_k, scores_weighted.transpose(1, 2), chunk.q);
-  grad.v = grad_writes;
-  at::Tensor pairs = R::gated ? grad_scores * chunk.scores : at::Tensor(); // M
+ChunkGradients chunk_gradients(const ChunkTensors& chunk, double scale, const ChunkAdjoint& at_chunk,
+                               Scratch& scratch) {
+  const auto product = [&](const at::Tensor& a, const at::Tensor& b) {
+    auto result = scratch.empty({a.size(0), a.size(1), b.size(2)});
+    return at::bmm_out(result, a, b);
+  };
+  const auto row_dot = [&](const at::Tensor& a, const at::Tensor& b) { return scratch.product(a, b).sum(2, true); };
+  ChunkGradients grad{.q = product(at_chunk.grad_out, at_chunk.starts.transpose(1, 2)),
+                      .k = product(at_chunk.writes, at_chunk.grad_states.transpose(1, 2)),
+                      .v = at_chunk.grad_writes};
+  at::Tensor pairs = product(at_chunk.grad_out, at_chunk.writes.transpose(1, 2)).tril_(); // dP
+  const auto scores_weighted = chunk.weighted(pairs, scratch);
+  if constexpr (R::gated) {
+    grad.q.mul_(chunk.decay);
+    grad.k.mul_(chunk.remaining);
+    const auto from_k = row_dot(chunk.k, grad.k);
+    grad.gamma = row_dot(chunk.q, grad.q).sub_(from_k);
+    const auto at_end = chunk.total * scratch.product(at_chunk.starts, at_chunk.grad_states).sum({1, 2}, true);
+    grad.gamma.narrow(1, grad.gamma.size(1) - 1, 1).add_(at_end).add_(from_k.sum(1, true));
+    pairs.mul_(chunk.scores);
+  }
+  grad.q.baddbmm_(scores_weighted, chunk.k).mul_(scale);
+  grad.k.baddbmm_(scores_weighted.transpose(1, 2), chunk.q);
   if constexpr (R::corrects) {
-    const auto grad_lower = at::bmm(grad_wanted, writes.transpose(1, 2)).tril_(-1).neg_(); // dL
-    const auto keys_weighted = chunk.weighted(grad_lower * chunk.beta);
-    const auto grad_read = chunk.decayed(grad_wanted * chunk.beta).neg_(); // dU
-    grad.k.baddbmm_(keys_weighted + keys_weighted.transpose(1, 2), chunk.k);
-    grad.k.baddbmm_(grad_read, starts.transpose(1, 2));
-    grad.v = grad_wanted * chunk.beta;
-    grad.beta = (grad_wanted * (chunk.v - chunk.decayed(read))).sum(2, true) + (grad_lower * chunk.keys).sum(2, true);
+    auto grad_lower = product(at_chunk.grad_wanted, at_chunk.writes.transpose(1, 2)).tril_(-1).neg_(); // dL
+    const auto lower_pairs = scratch.product(grad_lower, chunk.keys);
+    grad.beta = row_dot(at_chunk.grad_wanted, at_chunk.error).add_(lower_pairs.sum(2, true));
+    const auto grad_read = scratch.product(at_chunk.grad_wanted, chunk.decayed_beta); // -dU
     if constexpr (R::gated) {
-      pairs.add_(grad_lower * chunk.keys * chunk.beta);
-      grad.gamma = (grad_read * read).sum(2, true);
+      pairs.addcmul_(lower_pairs, chunk.beta);
+      grad.gamma.sub_(row_dot(grad_read, at_chunk.read));
     }
+    const auto keys_weighted = chunk.weighted(grad_lower.mul_(chunk.beta), scratch);
+    auto both_ways = scratch.empty(keys_weighted.sizes());
+    grad.k.baddbmm_(at::add_out(both_ways, keys_weighted, keys_weighted.transpose(1, 2)), chunk.k);
+    grad.k.baddbmm_(grad_read, at_chunk.starts.transpose(1, 2), 1, -1);
+    grad.v = scratch.product(at_chunk.grad_wanted, chunk.beta);
   }
   if constexpr (R::gated) {
-    const auto from_k = (chunk.k * state_k).sum(2, true);
-    auto own = pairs.sum(2, true) - pairs.sum(1).unsqueeze(-1) + (chunk.q * state_q).sum(2, true) - from_k;
-    grad.gamma = grad.gamma.defined() ? grad.gamma.add_(own) : own;
-    const auto at_end = from_k.sum(1, true) + chunk.total * (starts * grad_states).sum({1, 2}, true);
-    grad.gamma.narrow(1, grad.gamma.size(1) - 1, 1).add_(at_end);
+    grad.gamma.add_(pairs.sum(2, true)).sub_(pairs.sum(1).unsqueeze(-1));
   }
   return grad;
 }
@@ -81,55 +99,63 @@ RuleGradients chunk_rule_backward(const RuleInputs& in, double scale, const std:
   const auto dtype = state_dtype(in.v);
   const auto options = in.v.options().dtype(dtype);
   auto grad_state = detail::ordered_states(in, grad_final_state, table, dtype);
-  const auto flat = [&](int64_t dim) { return at::empty({tokens + 1, heads, dim}, options); };
-  auto grad_q = flat(key_dim), grad_k = flat(key_dim), grad_v = flat(value_dim);
-  auto grad_g = R::gated ? flat(1) : at::Tensor(), grad_beta = R::corrects ? flat(1) : at::Tensor();
+  const auto tokens_of = [&](int64_t dim) { return at::empty({tokens + 1, heads, dim}, options); };
+  auto grad_q = tokens_of(key_dim), grad_k = tokens_of(key_dim), grad_v = tokens_of(value_dim);
+  auto grad_g = R::gated ? tokens_of(1) : at::Tensor(), grad_beta = R::corrects ? tokens_of(1) : at::Tensor();
 
-  const auto blocks = step_blocks(table, heads);
+  const auto flat = flattened(in);
+  const auto flat_grad_out = grad_out.flatten(0, 1);
+  Scratch scratch(options);
+  const auto blocks = step_blocks(table, heads, in.v.device());
   for (auto block = blocks.rbegin(); block != blocks.rend(); ++block) {
     const auto [first, last] = *block;
     const int64_t begin = table.first_row[first], end = table.first_row[last], n = (end - begin) * heads;
     const ChunkLayout layout(table, begin, end, heads, in.v.device());
-    const auto chunk = chunk_tensors<R>(in, layout, scale);
-    const auto starts = states.narrow(0, begin, end - begin).view({n, key_dim, value_dim});
-    const auto grad_chunk = layout.gather(grad_out, dtype);
-    at::Tensor writes = chunk.v, read, read_k, grad_wanted;
+    const auto chunk = chunk_tensors<R>(flat, layout, scale, scratch);
+    detail::ChunkAdjoint known{.starts = states.narrow(0, begin, end - begin).view({n, key_dim, value_dim}),
+                               .writes = chunk.v,
+                               .grad_out = layout.gather(flat_grad_out, scratch),
+                               .grad_writes = scratch.empty(chunk.v.sizes()),
+                               .grad_states = scratch.empty({n, key_dim, value_dim})};
+    at::Tensor read_k;
     if constexpr (R::corrects) {
-      read = at::bmm(chunk.k, starts);
-      writes = at::bmm(chunk.inverse, (chunk.v - chunk.decayed(read)).mul_(chunk.beta));
-      read_k = chunk.decayed(chunk.k * chunk.beta).transpose(1, 2);
-      grad_wanted = at::empty_like(chunk.v);
+      known.read = scratch.empty(chunk.v.sizes());
+      at::bmm_out(known.read, chunk.k, known.starts);
+      known.error = scratch.empty(chunk.v.sizes());
+      at::sub_out(known.error, chunk.v, chunk.decayed(known.read, scratch));
+      known.writes = scratch.empty(chunk.v.sizes());
+      at::bmm_out(known.writes, chunk.inverse, scratch.product(known.error, chunk.beta));
+      known.grad_wanted = scratch.empty(chunk.v.sizes());
+      read_k = scratch.product(chunk.k, chunk.decayed_beta).transpose(1, 2);
     }
-    auto grad_writes = at::bmm(chunk.scores.transpose(1, 2), grad_chunk);
-    const auto surviving_k = chunk.surviving(chunk.k);
-    const auto from_out = at::bmm(chunk.decayed(chunk.q).mul(scale).transpose(1, 2), grad_chunk); // [n, K, V]
-    auto grad_states = at::empty({n, key_dim, value_dim}, options);
+    at::bmm_out(known.grad_writes, chunk.scores.transpose(1, 2), known.grad_out);
+    const auto surviving_k = chunk.surviving(chunk.k, scratch);
+    const auto decayed_q = chunk.decayed(chunk.q, scratch).transpose(1, 2);
     for (int64_t step = last - 1; step >= first; --step) {
       const int64_t row = (table.first_row[step] - begin) * heads, rows = table.active[step] * heads;
       const auto at_step = [&](const at::Tensor& x) { return x.narrow(0, row, rows); };
       auto grad = grad_state.narrow(0, 0, table.active[step]).view({rows, key_dim, value_dim});
-      at_step(grad_states).copy_(grad);
-      at_step(grad_writes).baddbmm_(at_step(surviving_k), grad);
+      at_step(known.grad_states).copy_(grad);
+      at_step(known.grad_writes).baddbmm_(at_step(surviving_k), grad);
       if (chunk.total.defined()) {
         grad.mul_(at_step(chunk.total));
       }
-      grad.add_(at_step(from_out));
+      grad.baddbmm_(at_step(decayed_q), at_step(known.grad_out));
       if constexpr (R::corrects) {
-        auto wanted = at_step(grad_wanted);
-        at::bmm_out(wanted, at_step(chunk.inverse).transpose(1, 2), at_step(grad_writes));
+        auto wanted = at_step(known.grad_wanted);
+        at::bmm_out(wanted, at_step(chunk.inverse).transpose(1, 2), at_step(known.grad_writes));
         grad.baddbmm_(at_step(read_k), wanted, 1, -1);
       }
     }
-    const auto grad = detail::chunk_gradients<R>(chunk, scale, starts, writes, read, grad_chunk, grad_writes, grad_wanted,
-                                                 grad_states);
-    layout.scatter(grad.q, grad_q);
-    layout.scatter(grad.k, grad_k);
-    layout.scatter(grad.v, grad_v);
+    const auto grad = detail::chunk_gradients<R>(chunk, scale, known, scratch);
+    layout.scatter(grad.q, grad_q, scratch);
+    layout.scatter(grad.k, grad_k, scratch);
+    layout.scatter(grad.v, grad_v, scratch);
     if constexpr (R::gated) {
-      layout.scatter(grad.gamma.flip(1).cumsum(1).flip(1), grad_g);
+      layout.scatter(grad.gamma.flip(1).cumsum(1).flip(1), grad_g, scratch);
     }
     if constexpr (R::corrects) {
-      layout.scatter(grad.beta, grad_beta);
+      layout.scatter(grad.beta, grad_beta, scratch);
     }
   }
   RuleGradients result{.q = detail::like_input(grad_q, in.q),

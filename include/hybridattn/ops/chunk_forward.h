@@ -3,6 +3,7 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 #include <hybridattn/ops/chunk_tensors.h>
 
 namespace hybridattn::ops {
@@ -13,8 +14,8 @@ using ChunkForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 namespace detail {
 
 /// Initial states in the table's order of documents, ready to be updated in place.
-inline at::Tensor ordered_states(const RuleInputs& in, const std::optional<at::Tensor>& initial, const ChunkTable& table,
-                                 at::ScalarType dtype) {
+inline at::Tensor ordered_states(const RuleInputs& in, const std::optional<at::Tensor>& initial,
+                                 const ChunkTable& table, at::ScalarType dtype) {
   const auto n = static_cast<int64_t>(table.document.size());
   if (!initial) {
     return at::zeros({n, in.v.size(2), in.k.size(3), in.v.size(3)}, in.v.options().dtype(dtype));
@@ -30,8 +31,9 @@ inline at::Tensor in_document_order(const at::Tensor& states, const ChunkTable& 
 
 /// @param save_states  keep the state at every chunk's start, which the backward pass needs
 template <class R>
-ChunkForwardResult chunk_rule_forward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& initial_state,
-                                      const std::optional<at::Tensor>& cu_seqlens, int64_t chunk_size, bool save_states) {
+ChunkForwardResult
+chunk_rule_forward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& initial_state,
+                   const std::optional<at::Tensor>& cu_seqlens, int64_t chunk_size, bool save_states) {
   const std::string op = "chunk_" + std::string(R::name);
   check_rule_inputs<R>(op, in, initial_state, cu_seqlens);
   HA_CHECK(chunk_size > 0, op, ": chunk_size must be positive, got ", chunk_size);
@@ -44,18 +46,20 @@ ChunkForwardResult chunk_rule_forward(const RuleInputs& in, double scale, const 
   auto out = at::empty({tokens + 1, heads, value_dim}, in.v.options());
   auto saved = at::empty({save_states ? table.rows : 0, heads, key_dim, value_dim}, options);
 
-  for (const auto& [first, last] : step_blocks(table, heads)) {
+  const auto flat = flattened(in);
+  Scratch scratch(options);
+  for (const auto& [first, last] : step_blocks(table, heads, in.v.device())) {
     const int64_t begin = table.first_row[first], end = table.first_row[last], n = (end - begin) * heads;
     const ChunkLayout layout(table, begin, end, heads, in.v.device());
-    const auto chunk = chunk_tensors<R>(in, layout, scale);
+    const auto chunk = chunk_tensors<R>(flat, layout, scale, scratch);
     const auto starts = save_states ? saved.narrow(0, begin, end - begin).view({n, key_dim, value_dim})
-                                    : at::empty({n, key_dim, value_dim}, options);
-    const auto surviving_k = chunk.surviving(chunk.k).transpose(1, 2);
+                                    : scratch.empty({n, key_dim, value_dim});
+    const auto surviving_k = chunk.surviving(chunk.k, scratch).transpose(1, 2);
     at::Tensor writes = chunk.v, wanted, read_k; // X, beta V and beta exp(gamma) K
     if constexpr (R::corrects) {
-      wanted = chunk.v * chunk.beta;
-      read_k = chunk.decayed(chunk.k * chunk.beta);
-      writes = at::empty_like(chunk.v);
+      wanted = scratch.product(chunk.v, chunk.beta);
+      read_k = scratch.product(chunk.k, chunk.decayed_beta);
+      writes = scratch.empty(chunk.v.sizes());
     }
     for (int64_t step = first; step < last; ++step) {
       const int64_t row = (table.first_row[step] - begin) * heads, rows = table.active[step] * heads;
@@ -64,15 +68,16 @@ ChunkForwardResult chunk_rule_forward(const RuleInputs& in, double scale, const 
       at_step(starts).copy_(state);
       if constexpr (R::corrects) {
         auto write = at_step(writes);
-        at::bmm_out(write, at_step(chunk.inverse), at::baddbmm(at_step(wanted), at_step(read_k), state, 1, -1));
+        at::bmm_out(write, at_step(chunk.inverse), at_step(wanted).baddbmm_(at_step(read_k), state, 1, -1));
       }
       if (chunk.total.defined()) {
         state.mul_(at_step(chunk.total));
       }
       state.baddbmm_(at_step(surviving_k), at_step(writes));
     }
-    auto result = at::bmm(chunk.decayed(chunk.q).mul(scale), starts);
-    layout.scatter(result.baddbmm_(chunk.scores, writes), out);
+    auto result = scratch.empty(chunk.v.sizes());
+    at::bmm_out(result, chunk.decayed(chunk.q, scratch), starts).baddbmm_(chunk.scores, writes);
+    layout.scatter(result, out, scratch);
   }
   return {out.narrow(0, 0, tokens).view(in.v.sizes()), detail::in_document_order(states, table), saved};
 }

@@ -22,15 +22,16 @@ struct DirectCalls {
   }
 };
 
-/// Autograd of the chunked form. `Calls` says how forward and backward are reached: directly, or through the dispatcher.
+/// Autograd of the chunked form. `Calls` says how forward and backward are reached: directly, or through the
+/// dispatcher.
 template <class R, class Calls>
 struct ChunkRuleFunction : torch::autograd::Function<ChunkRuleFunction<R, Calls>> {
   using List = torch::autograd::variable_list;
   using Optional = std::optional<at::Tensor>;
 
-  static List forward(torch::autograd::AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                      const Optional& g, const Optional& beta, double scale, const Optional& initial_state,
-                      const Optional& cu_seqlens, int64_t chunk_size) {
+  static List forward(torch::autograd::AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
+                      const at::Tensor& v, const Optional& g, const Optional& beta, double scale,
+                      const Optional& initial_state, const Optional& cu_seqlens, int64_t chunk_size) {
     const RuleInputs in{q, k, v, g, beta};
     auto [out, final_state, states] = Calls::forward(in, scale, initial_state, cu_seqlens, chunk_size, true);
     const auto or_undefined = [](const Optional& x) { return x.value_or(at::Tensor()); };
@@ -61,9 +62,9 @@ struct ChunkRuleFunction : torch::autograd::Function<ChunkRuleFunction<R, Calls>
 template <class R>
 std::tuple<at::Tensor, at::Tensor> chunk_rule(const RuleInputs& in, const RuleOptions& options = {}) {
   check_rule_inputs<R>("chunk_" + std::string(R::name), in, options.initial_state, options.cu_seqlens);
-  auto results =
-      ChunkRuleFunction<R, DirectCalls<R>>::apply(in.q, in.k, in.v, in.g, in.beta, scale_or_default(options.scale, in.k),
-                                                  options.initial_state, options.cu_seqlens, options.chunk_size);
+  auto results = ChunkRuleFunction<R, DirectCalls<R>>::apply(
+      in.q, in.k, in.v, in.g, in.beta, scale_or_default(options.scale, in.k), options.initial_state, options.cu_seqlens,
+      options.chunk_size);
   return {results[0], results[1]};
 }
 
