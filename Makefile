@@ -18,7 +18,7 @@ CMAKE_TESTS = cmake -S . -G Ninja -DHYBRIDATTN_BUILD_TESTS=ON -DPython_EXECUTABL
 CTEST := OMP_NUM_THREADS=$(JOBS) ctest --output-on-failure --test-dir
 
 .PHONY: help setup build test test-cpp test-sanitize test-python lint bench docs demo demo-smollm2 clean \
-        _environment _build _tests_cpp _tests_sanitize
+        _environment _build _parity _tests_cpp _tests_sanitize
 
 help:
 	@echo "hybridattn. Targets:"
@@ -110,6 +110,10 @@ build/python/.installed: .venv/.packages bindings/CMakeLists.txt
 # ---- the C++ tests ----
 _tests_cpp: build/tests/build.ninja
 	@$(NICE) cmake --build build/tests -j $(JOBS) $(if $(FOLDERS),--target $(addprefix ha_tests_,$(FOLDERS)))
+
+_parity:
+	@$(LOCK) $(MAKE) build/tests/build.ninja
+	@$(LOCK) $(NICE) cmake --build build/tests -j $(JOBS) --target ha_parity
 
 _tests_sanitize: .venv/.packages
 	@$(CMAKE_TESTS) -B build/sanitize -DHYBRIDATTN_SANITIZE=ON "-DHYBRIDATTN_TEST_FOLDERS=$(or $(FOLDERS),select io)" >/dev/null

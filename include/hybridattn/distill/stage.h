@@ -9,7 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "hybridattn/core/check.h"
-#include "hybridattn/core/nearest.h"
+#include "hybridattn/core/json_fields.h"
 #include "hybridattn/distill/schedule.h"
 
 namespace hybridattn::distill {
@@ -123,70 +123,17 @@ inline void Stage::check() const {
     schedule_of(mixer).check();
 }
 
-namespace detail {
-
-template <class T>
-void read_field(const nlohmann::json& value, T& field) {
-  // nlohmann would turn 1.5 into 1, and true into 1: a stage takes only what it was given.
-  if constexpr (std::is_same_v<T, int64_t>) {
-    if (!value.is_number_integer())
-      throw nlohmann::json::other_error::create(0, "an integer", nullptr);
-  } else if constexpr (std::is_same_v<T, double>) {
-    if (!value.is_number())
-      throw nlohmann::json::other_error::create(0, "a number", nullptr);
-  }
-  field = value.get<T>();
-}
-
-template <class T>
-void read_field(const nlohmann::json& value, std::optional<T>& field) {
-  field.reset();
-  if (!value.is_null())
-    read_field(value, field.emplace());
-}
-
-} // namespace detail
-
-inline std::vector<std::string> stage_field_names() {
-  std::vector<std::string> names;
-  const Stage stage;
-  Stage::each_field(stage, [&](const char* name, const auto&) { names.emplace_back(name); });
-  return names;
-}
+inline std::vector<std::string> stage_field_names() { return field_names<Stage>(); }
 
 /// Every field with its value; an optional without one is null.
-inline nlohmann::json to_json(const Stage& stage) {
-  nlohmann::json json = nlohmann::json::object();
-  Stage::each_field(stage, [&]<class T>(const char* name, const T& field) {
-    if constexpr (requires { field.has_value(); }) {
-      json[name] = field ? nlohmann::json(*field) : nlohmann::json();
-    } else {
-      json[name] = field;
-    }
-  });
-  return json;
-}
+inline nlohmann::json to_json(const Stage& stage) { return fields_to_json(stage); }
 
 /// `stage` with the fields that `json` has, checked.
 /// @throws c10::ValueError naming an unknown field and the nearest known one, or a value of the wrong type or range
-inline Stage stage_from_json(const nlohmann::json& json, Stage stage = {}) {
-  HA_CHECK(json.is_object(), "Stage: expected an object of fields, got ", json.dump());
-  const std::vector<std::string> known = stage_field_names();
-  for (const auto& item : json.items()) {
-    HA_CHECK(std::find(known.begin(), known.end(), item.key()) != known.end(), "Stage: unknown field '", item.key(),
-             "', the nearest is '", nearest(item.key(), known), "'");
-  }
-  Stage::each_field(stage, [&](const char* name, auto& field) {
-    if (!json.contains(name))
-      return;
-    try {
-      detail::read_field(json[name], field);
-    } catch (const nlohmann::json::exception&) {
-      HA_CHECK(false, "Stage: ", name, " has the wrong type, got ", json[name].dump());
-    }
-  });
-  stage.check();
-  return stage;
+inline Stage stage_from_json(const nlohmann::json& json, const Stage& stage = {}) {
+  Stage read = fields_from_json("Stage", json, stage);
+  read.check();
+  return read;
 }
 
 } // namespace hybridattn::distill

@@ -92,6 +92,7 @@ template <class R>
 RuleGradients chunk_rule_backward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& cu_seqlens,
                                   int64_t chunk_size, const at::Tensor& states, const at::Tensor& grad_out,
                                   const std::optional<at::Tensor>& grad_final_state) {
+  const WithoutAutocast without_autocast;
   const std::string op = "chunk_" + std::string(R::name) + "_backward";
   const int64_t batch = in.v.size(0), length = in.v.size(1), heads = in.v.size(2), tokens = batch * length;
   const int64_t key_dim = in.k.size(3), value_dim = in.v.size(3);

@@ -34,6 +34,7 @@ template <class R>
 ChunkForwardResult
 chunk_rule_forward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& initial_state,
                    const std::optional<at::Tensor>& cu_seqlens, int64_t chunk_size, bool save_states) {
+  const WithoutAutocast without_autocast;
   const std::string op = "chunk_" + std::string(R::name);
   check_rule_inputs<R>(op, in, initial_state, cu_seqlens);
   HA_CHECK(chunk_size > 0, op, ": chunk_size must be positive, got ", chunk_size);

@@ -21,14 +21,15 @@ struct LinearKlOptions {
 
 namespace detail {
 
-/// Divergence per row from log-probabilities [n, V]; `gradient` (if any) receives that with respect to the student's
+/// Divergence per row from log-probabilities [n, V], which it uses up; `gradient` (if any) receives that with respect to the student's
 /// logits over its temperature. jsd is b KL(teacher || m) + (1 - b) KL(student || m), m = b teacher + (1 - b) student
 /// (Agarwal et al., arXiv 2306.13649).
-inline at::Tensor divergence_rows(at::Tensor student, const at::Tensor& teacher, const std::string& kind, double b,
+inline at::Tensor divergence_rows(at::Tensor student, at::Tensor teacher, const std::string& kind, double b,
                                   at::Tensor* gradient) {
   if (kind == "forward") {
-    const auto p_teacher = teacher.exp();
-    const auto loss = (teacher - student).mul_(p_teacher).sum(-1);
+    auto difference = teacher - student;
+    const auto p_teacher = teacher.exp_();
+    const auto loss = difference.mul_(p_teacher).sum(-1);
     if (gradient != nullptr) {
       *gradient = student.exp_().sub_(p_teacher);
     }

@@ -11,6 +11,7 @@
 #include <hybridattn/core/check.h>
 #include <hybridattn/ops/rule.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
 
 #include <algorithm>
 #include <functional>
@@ -104,9 +105,11 @@ struct LinearLossFunction : torch::autograd::Function<LinearLossFunction> {
 
   static List backward(torch::autograd::AutogradContext* ctx, List grads) {
     const auto saved = ctx->get_saved_variables();
-    const auto scaled = [&](const at::Tensor& grad, const char* dtype) {
+    // The head's gradient may be the largest tensor of all: no copy of it unless the graph is to be used again.
+    const bool keep = torch::autograd::get_current_graph_task_keep_graph();
+    const auto scaled = [&](at::Tensor grad, const char* dtype) {
       const auto type = static_cast<at::ScalarType>(static_cast<int8_t>(ctx->saved_data[dtype].toInt()));
-      return (grad * grads[0]).to(type);
+      return (keep ? grad * grads[0] : grad.mul_(grads[0])).to(type);
     };
     at::Tensor grad_hidden, grad_head;
     if (ctx->saved_data["hidden_grad"].toBool()) {

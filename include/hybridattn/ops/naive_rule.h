@@ -18,6 +18,7 @@ namespace hybridattn::ops {
 /// @returns {out [B, T, HV, V] in v's dtype, state after the last token [B or N, HV, K, V] in fp32 or fp64}
 template <class R>
 std::tuple<at::Tensor, at::Tensor> naive_rule(const RuleInputs& in, const RuleOptions& options = {}) {
+  const WithoutAutocast without_autocast;
   const std::string op = "naive_" + std::string(R::name);
   check_rule_inputs<R>(op, in, options.initial_state, options.cu_seqlens);
   const auto dtype = state_dtype(in.v);

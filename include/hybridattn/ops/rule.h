@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <hybridattn/core/check.h>
 
 #include <cmath>
@@ -86,6 +87,11 @@ struct RuleOptions {
 inline double scale_or_default(const std::optional<double>& scale, const at::Tensor& k) {
   return scale.value_or(1.0 / std::sqrt(static_cast<double>(k.size(-1))));
 }
+
+/// Scope in which autocast narrows nothing: a rule's arithmetic has the state's dtype, whatever surrounds the call.
+struct WithoutAutocast {
+  c10::impl::ExcludeDispatchKeyGuard guard{c10::autocast_dispatch_keyset};
+};
 
 /// fp64 for fp64 inputs, otherwise fp32: the dtype of states and of all arithmetic inside a rule.
 inline at::ScalarType state_dtype(const at::Tensor& v) {

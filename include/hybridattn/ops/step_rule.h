@@ -13,6 +13,7 @@ namespace hybridattn::ops {
 /// @throws c10::ValueError for shapes that disagree, T != 1, or a state of another dtype
 template <class R>
 at::Tensor step_rule(const RuleInputs& in, at::Tensor& state, std::optional<double> scale_option = {}) {
+  const WithoutAutocast without_autocast;
   const std::string op = "step_" + std::string(R::name);
   check_rule_inputs<R>(op, in, state, {});
   HA_CHECK(in.v.size(1) == 1, op, ": takes one token, got T = ", in.v.size(1));

@@ -196,3 +196,27 @@ def test_a_forced_backend_runs_and_is_reported():
     with ops.use_backend("naive"):
         ops.chunk_delta_rule(**tensors)
     assert ops.backend_report()["chunk_delta_rule"]["naive"] == before + 1
+
+
+@pytest.mark.parametrize("form", ["naive", "chunk", "step"])
+@pytest.mark.parametrize("rule", RULES)
+def test_autocast_narrows_nothing_inside(rule, form):
+    """A surrounding autocast changes no bit: the state's arithmetic stays in fp32, forward and backward."""
+    tensors, state = inputs(rule, 1 if form == "step" else 70, dtype=torch.float32)
+    op = getattr(ops, f"{form}_{rule}")
+
+    def results():
+        leaves = {name: x.detach().clone().requires_grad_(form != "step") for name, x in tensors.items()}
+        if form == "step":
+            after = state.detach().clone()
+            with torch.no_grad():
+                return [op(**leaves, state=after), after]
+        out, final = op(**leaves, initial_state=state.detach(), output_final_state=True)
+        if form == "naive":  # its gradient is PyTorch's own, which autocast may narrow
+            return [out, final]
+        return [out, final, *torch.autograd.grad(out.square().sum() + final.sum(), leaves.values())]
+
+    expected = results()
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = results()
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))

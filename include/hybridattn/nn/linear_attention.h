@@ -1,0 +1,223 @@
+// What every linear mixer shares: projections, convolution, activation, rule, output norm and gate.
+// Letters: B batch, T tokens, H heads, HKV projected key/value heads, K key dim, V value dim, W convolution width.
+#pragma once
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/zeros.h>
+#include <torch/nn/modules/linear.h>
+
+#include "hybridattn/nn/mixer.h"
+#include "hybridattn/nn/norm.h"
+#include "hybridattn/ops/chunk_rule.h"
+#include "hybridattn/ops/norm.h"
+#include "hybridattn/ops/rotary.h"
+#include "hybridattn/ops/short_convolution.h"
+#include "hybridattn/ops/step_rule.h"
+
+namespace hybridattn::nn {
+
+/// Causal depthwise convolution over the last `width` tokens; starts as the identity (last tap 1, others 0).
+class ShortConvolutionImpl : public torch::nn::Module {
+public:
+  ShortConvolutionImpl(int64_t channels, int64_t width)
+      : weight(register_parameter("weight", at::zeros({channels, 1, width}))) {
+    at::NoGradGuard no_grad;
+    weight.select(2, width - 1).fill_(1);
+  }
+
+  at::Tensor weight; ///< [channels, 1, width]
+};
+TORCH_MODULE(ShortConvolution);
+
+/// A linear mixer over the rule R (ops/rule.h):
+/// x -> q, k, v projections -> [q/k norm] -> [rotary] -> [short convolution] -> activation -> [L2 norm of q, k] -> rule
+/// -> [RMSNorm per head] -> [SiLU(g_proj x)] -> o_proj.
+///
+/// A rule that corrects has beta = sigmoid(b_proj x); a rule that decays needs a subclass that defines `decay`.
+/// @tparam R a Rule  @tparam Options a LinearAttentionOptions with the mixer's `kind`
+template <class R, class Options>
+class LinearAttentionImpl : public Mixer {
+public:
+  explicit LinearAttentionImpl(Options given) : options(std::move(given)) {
+    options.resolve(Options::kind);
+    const int64_t hidden = options.hidden_size, heads = options.num_heads, kv_heads = options.projected_kv_heads();
+    const int64_t queries = heads * options.head_dim, keys = kv_heads * options.head_dim;
+    const int64_t values = kv_heads * options.value_head_dim, outputs = heads * options.value_head_dim;
+    q_proj = linear("q_proj", hidden, queries, options.qkv_bias);
+    k_proj = linear("k_proj", hidden, keys, options.qkv_bias);
+    v_proj = linear("v_proj", hidden, values, options.qkv_bias);
+    o_proj = linear("o_proj", outputs, hidden, options.output_bias);
+    if (options.qk_norm) {
+      q_norm = register_module("q_norm", RMSNorm(options.head_dim, options.norm_eps));
+      k_norm = register_module("k_norm", RMSNorm(options.head_dim, options.norm_eps));
+    }
+    if (const int64_t width = options.short_convolution; width > 0) {
+      q_conv1d = register_module("q_conv1d", ShortConvolution(queries, width));
+      k_conv1d = register_module("k_conv1d", ShortConvolution(keys, width));
+      v_conv1d = register_module("v_conv1d", ShortConvolution(values, width));
+    }
+    if (options.output_gate) {
+      g_proj = linear("g_proj", hidden, outputs, false);
+    }
+    if (options.output_norm) {
+      o_norm = register_module("o_norm", RMSNorm(options.value_head_dim, options.norm_eps));
+    }
+    if constexpr (R::corrects) {
+      b_proj = linear("b_proj", hidden, heads, false);
+    }
+  }
+
+  at::Tensor forward(const at::Tensor& hidden_states, const MixerContext& context = {},
+                     MixerState* state = nullptr) override {
+    check(hidden_states, context, state);
+    const int64_t tokens = hidden_states.size(1);
+    std::optional<at::Tensor> padded; // [B, T, 1]
+    if (context.padding_mask) {
+      const auto& mask = *context.padding_mask;
+      padded = mask.narrow(1, mask.size(1) - tokens, tokens).to(at::kBool).logical_not().unsqueeze(-1);
+    }
+    const auto without_padding = [&](const at::Tensor& x) { return padded ? x.masked_fill(*padded, 0) : x; };
+    auto v = v_proj(hidden_states);
+    std::vector<at::Tensor> qkv = {positioned(q_proj(hidden_states), q_norm, context).to(v.scalar_type()),
+                                   positioned(k_proj(hidden_states), k_norm, context).to(v.scalar_type()), v};
+    for (auto& x : qkv) {
+      x = without_padding(x);
+    }
+    if (options.short_convolution > 0) {
+      qkv = convolve(qkv, context.cu_seqlens, state);
+    }
+    for (auto& x : qkv) {
+      x = options.activation == "silu" ? at::silu(x) : x;
+    }
+    // A padded token leaves the state alone: nothing is written, nothing is forgotten.
+    ops::RuleInputs in{qkv[0].unflatten(-1, {-1, options.head_dim}),
+                       without_padding(qkv[1]).unflatten(-1, {-1, options.head_dim}),
+                       without_padding(qkv[2]).unflatten(-1, {-1, options.value_head_dim}),
+                       {},
+                       {}};
+    if constexpr (R::gated) {
+      in.g = without_padding(decay(hidden_states));
+    }
+    if constexpr (R::corrects) {
+      in.beta = without_padding(beta(hidden_states));
+    }
+    if (options.l2_norm) {
+      in.q = ops::l2_normalize(in.q);
+      in.k = ops::l2_normalize(in.k);
+    }
+    if (const int64_t groups = options.num_heads / in.k.size(2); groups > 1) {
+      in.k = in.k.repeat_interleave(groups, 2);
+      in.v = in.v.repeat_interleave(groups, 2);
+    }
+    const auto out = rule(std::move(in), context.cu_seqlens, state);
+    if (state != nullptr) {
+      state->seen += tokens;
+    }
+    return o_proj(gated(out, hidden_states).flatten(-2));
+  }
+
+  std::string kind() const override { return Options::kind; }
+  bool is_linear() const override { return true; }
+  const MixerOptions& shape() const override { return options; }
+  nlohmann::json options_json() const override { return fields_to_json(options); }
+
+  Options options;
+  torch::nn::Linear q_proj{nullptr}, k_proj{nullptr}, v_proj{nullptr}, o_proj{nullptr};
+  RMSNorm q_norm{nullptr}, k_norm{nullptr};                                       ///< empty without options.qk_norm
+  ShortConvolution q_conv1d{nullptr}, k_conv1d{nullptr}, v_conv1d{nullptr};       ///< empty without short_convolution
+  torch::nn::Linear g_proj{nullptr};                                              ///< empty without output_gate
+  RMSNorm o_norm{nullptr};                                                        ///< empty without output_norm
+  torch::nn::Linear b_proj{nullptr};                                              ///< empty unless the rule corrects
+
+protected:
+  torch::nn::Linear linear(const char* name, int64_t in, int64_t out, bool bias) {
+    return register_module(name, torch::nn::Linear(torch::nn::LinearOptions(in, out).bias(bias)));
+  }
+
+  /// Log decay [B, T, H] <= 0, fp32 or wider.
+  virtual at::Tensor decay(const at::Tensor& /*hidden_states*/) {
+    HA_CHECK(false, kind(), ": the rule decays, so the mixer must define decay()");
+  }
+
+  static at::ScalarType wide(const at::Tensor& x) { return ops::state_dtype(x); }
+
+private:
+  /// [B, T, H, ...] -> normed and rotated, flattened again.
+  at::Tensor positioned(const at::Tensor& projected, const RMSNorm& norm, const MixerContext& context) const {
+    auto heads = projected.unflatten(-1, {-1, options.head_dim});
+    if (options.qk_norm) {
+      heads = norm->forward(heads);
+    }
+    if (options.rotary == "keep") {
+      heads = ops::apply_rotary(heads, context.rotary->first, context.rotary->second);
+    }
+    return heads.flatten(-2);
+  }
+
+  std::vector<at::Tensor> convolve(const std::vector<at::Tensor>& qkv, const std::optional<at::Tensor>& cu_seqlens,
+                                   MixerState* state) {
+    auto x = at::cat(qkv, -1);
+    const auto weight = at::cat({q_conv1d->weight, k_conv1d->weight, v_conv1d->weight}).squeeze(1).to(x.scalar_type());
+    const auto shape = x.sizes().vec();
+    const int64_t past_tokens = options.short_convolution - 1;
+    std::optional<at::Tensor> past;
+    if (state != nullptr) {
+      past = state->convolution.defined() ? state->convolution.to(x.scalar_type())
+                                          : at::zeros({shape[0], shape[2], past_tokens}, x.options());
+      const auto inputs = at::cat({*past, x.detach().transpose(1, 2)}, -1);
+      state->convolution = inputs.narrow(2, inputs.size(2) - past_tokens, past_tokens).contiguous();
+    }
+    x = cu_seqlens ? one_row(x) : x;
+    x = ops::short_convolution(x, weight, {}, past, cu_seqlens).reshape(shape);
+    return x.split_with_sizes({qkv[0].size(-1), qkv[1].size(-1), qkv[2].size(-1)}, -1);
+  }
+
+  at::Tensor beta(const at::Tensor& hidden_states) {
+    const auto raw = b_proj(hidden_states);
+    const auto strength = at::sigmoid(raw.to(wide(raw)));
+    if constexpr (requires { options.allow_negative_eigenvalues; }) {
+      return options.allow_negative_eigenvalues ? strength * 2 : strength;
+    }
+    return strength;
+  }
+
+  at::Tensor rule(ops::RuleInputs in, const std::optional<at::Tensor>& cu_seqlens, MixerState* state) const {
+    const auto shape = at::IntArrayRef{in.v.size(0), in.v.size(1), in.v.size(2), in.v.size(3)}.vec();
+    if (state != nullptr && state->recurrent.defined() && shape[1] == 1 && !at::GradMode::is_enabled()) {
+      return ops::step_rule<R>(in, state->recurrent);
+    }
+    ops::RuleOptions call{.cu_seqlens = cu_seqlens};
+    if (cu_seqlens) {
+      for (at::Tensor* x : {&in.q, &in.k, &in.v}) {
+        *x = one_row(*x);
+      }
+      for (auto* gate : {&in.g, &in.beta}) {
+        if (*gate) {
+          *gate = one_row(**gate);
+        }
+      }
+    }
+    if (state != nullptr && state->recurrent.defined()) {
+      call.initial_state = state->recurrent;
+    }
+    const auto [out, final_state] = ops::chunk_rule<R>(in, call);
+    if (state != nullptr) {
+      state->recurrent = final_state.contiguous();
+    }
+    return out.reshape(shape);
+  }
+
+  at::Tensor gated(const at::Tensor& out, const at::Tensor& hidden_states) {
+    if (!options.output_gate) {
+      return options.output_norm ? o_norm(out) : out;
+    }
+    const auto gate = g_proj(hidden_states).view_as(out);
+    return options.output_norm ? ops::gated_rms_norm(out, gate, o_norm->weight, o_norm->eps) : out * at::silu(gate);
+  }
+};
+
+} // namespace hybridattn::nn

@@ -1,0 +1,146 @@
+// Mixer options: plain structs whose field names are those of the Python options, of config.json and of the recipes.
+#pragma once
+
+#include <string>
+
+#include "hybridattn/core/check.h"
+#include "hybridattn/core/json_fields.h"
+
+namespace hybridattn::nn {
+
+/// Shape of an attention layer, as every mixer shares it. D = hidden_size, H = num_heads, K = head_dim.
+struct MixerOptions {
+  int64_t hidden_size = 0;     ///< D, width of the residual stream
+  int64_t num_heads = 0;       ///< H, query heads
+  int64_t num_kv_heads = 0;    ///< key/value heads of the teacher; 0 = as many as query heads
+  int64_t head_dim = 0;        ///< K; 0 = hidden_size / num_heads
+  bool qkv_bias = false;       ///< q_proj, k_proj and v_proj have biases
+  bool output_bias = false;    ///< o_proj has a bias
+  bool qk_norm = false;        ///< RMSNorm over each query and key head before the rotary embedding (Qwen3)
+  std::string rotary = "keep"; ///< "keep" rotates q and k at the teacher's point, "drop" leaves positions out
+  double norm_eps = 1e-6;      ///< epsilon of every RMSNorm in the mixer: the teacher's
+
+  template <class Self, class Visit>
+  static void each_field(Self& self, Visit&& visit) {
+    visit("hidden_size", self.hidden_size);
+    visit("num_heads", self.num_heads);
+    visit("num_kv_heads", self.num_kv_heads);
+    visit("head_dim", self.head_dim);
+    visit("qkv_bias", self.qkv_bias);
+    visit("output_bias", self.output_bias);
+    visit("qk_norm", self.qk_norm);
+    visit("rotary", self.rotary);
+    visit("norm_eps", self.norm_eps);
+  }
+
+  /// Fills in what 0 stands for and checks every field.
+  /// @throws c10::ValueError naming the field
+  void resolve(const std::string& owner) {
+    HA_CHECK(hidden_size > 0, owner, ": hidden_size must be positive, got ", hidden_size);
+    HA_CHECK(num_heads > 0, owner, ": num_heads must be positive, got ", num_heads);
+    num_kv_heads = num_kv_heads == 0 ? num_heads : num_kv_heads;
+    HA_CHECK(num_kv_heads > 0 && num_heads % num_kv_heads == 0, owner, ": num_heads ", num_heads,
+             " is not a multiple of num_kv_heads ", num_kv_heads);
+    HA_CHECK(head_dim > 0 || (head_dim == 0 && hidden_size % num_heads == 0), owner, ": hidden_size ", hidden_size,
+             " is not a multiple of num_heads ", num_heads, "; give head_dim");
+    head_dim = head_dim == 0 ? hidden_size / num_heads : head_dim;
+    HA_CHECK(norm_eps > 0, owner, ": norm_eps must be positive, got ", norm_eps);
+    HA_CHECK(rotary == "keep" || rotary == "drop", owner, ": rotary must be keep or drop, got '", rotary, "'");
+  }
+};
+
+/// Softmax attention; with `window` it is sliding-window attention with optional sinks.
+struct SoftmaxAttentionOptions : MixerOptions {
+  int64_t window = 0; ///< a query sees the last `window` positions, its own included; 0 = all
+  int64_t sinks = 0;  ///< the first `sinks` tokens stay visible outside the window
+
+  template <class Self, class Visit>
+  static void each_field(Self& self, Visit&& visit) {
+    MixerOptions::each_field(self, visit);
+    visit("window", self.window);
+    visit("sinks", self.sinks);
+  }
+
+  void resolve(const std::string& owner) {
+    MixerOptions::resolve(owner);
+    HA_CHECK(window >= 0 && sinks >= 0, owner, ": window and sinks must be >= 0, got ", window, " and ", sinks);
+    HA_CHECK(sinks == 0 || window > 0, owner, ": sinks ", sinks, " has no effect without a window");
+  }
+};
+
+/// What every linear mixer shares. V = value_head_dim.
+struct LinearAttentionOptions : MixerOptions {
+  int64_t value_head_dim = 0;        ///< V; 0 = head_dim
+  std::string kv_sharing = "cloned"; ///< "cloned": a key/value head per query head; "shared": num_kv_heads, repeated
+  std::string activation = "silu";   ///< on q, k and v: "silu" or "none"
+  bool l2_norm = true;               ///< L2-normalise each query and key head before the rule
+  int64_t short_convolution = 0;     ///< width of a causal depthwise convolution on q, k, v before the activation; 0 = none
+  bool output_gate = true;           ///< multiply the (normalised) output by SiLU(g_proj x)
+  bool output_norm = true;           ///< RMSNorm over each value head before the gate
+
+  template <class Self, class Visit>
+  static void each_field(Self& self, Visit&& visit) {
+    MixerOptions::each_field(self, visit);
+    visit("value_head_dim", self.value_head_dim);
+    visit("kv_sharing", self.kv_sharing);
+    visit("activation", self.activation);
+    visit("l2_norm", self.l2_norm);
+    visit("short_convolution", self.short_convolution);
+    visit("output_gate", self.output_gate);
+    visit("output_norm", self.output_norm);
+  }
+
+  void resolve(const std::string& owner) {
+    MixerOptions::resolve(owner);
+    value_head_dim = value_head_dim == 0 ? head_dim : value_head_dim;
+    HA_CHECK(value_head_dim > 0, owner, ": value_head_dim must be positive, got ", value_head_dim);
+    HA_CHECK(short_convolution == 0 || short_convolution >= 2, owner,
+             ": short_convolution must be 0 (off) or at least 2, got ", short_convolution);
+    HA_CHECK(kv_sharing == "cloned" || kv_sharing == "shared", owner, ": kv_sharing must be cloned or shared, got '",
+             kv_sharing, "'");
+    HA_CHECK(activation == "silu" || activation == "none", owner, ": activation must be silu or none, got '", activation,
+             "'");
+  }
+
+  /// Heads that k_proj and v_proj produce.
+  int64_t projected_kv_heads() const { return kv_sharing == "shared" ? num_kv_heads : num_heads; }
+};
+
+/// Delta rule without decay.
+struct DeltaNetOptions : LinearAttentionOptions {
+  static constexpr const char* kind = "deltanet";
+
+  bool allow_negative_eigenvalues = false; ///< beta in (0, 2): a state transition may have negative eigenvalues
+
+  template <class Self, class Visit>
+  static void each_field(Self& self, Visit&& visit) {
+    LinearAttentionOptions::each_field(self, visit);
+    visit("allow_negative_eigenvalues", self.allow_negative_eigenvalues);
+  }
+};
+
+/// Delta rule with a data-dependent scalar decay per head.
+struct GatedDeltaNetOptions : DeltaNetOptions {
+  static constexpr const char* kind = "gated_deltanet";
+};
+
+/// Additive rule with a fixed decay per head.
+struct LightningOptions : LinearAttentionOptions {
+  static constexpr const char* kind = "lightning";
+
+  std::string decay_slopes = "lightning"; ///< "lightning": -2^(-8 h / H), h = 1..H; "retnet": log(1 - 2^(-5 - h)), h from 0
+
+  template <class Self, class Visit>
+  static void each_field(Self& self, Visit&& visit) {
+    LinearAttentionOptions::each_field(self, visit);
+    visit("decay_slopes", self.decay_slopes);
+  }
+
+  void resolve(const std::string& owner) {
+    LinearAttentionOptions::resolve(owner);
+    HA_CHECK(decay_slopes == "lightning" || decay_slopes == "retnet", owner,
+             ": decay_slopes must be lightning or retnet, got '", decay_slopes, "'");
+  }
+};
+
+} // namespace hybridattn::nn
