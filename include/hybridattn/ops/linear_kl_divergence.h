@@ -21,9 +21,9 @@ struct LinearKlOptions {
 
 namespace detail {
 
-/// Divergence per row from log-probabilities [n, V], which it uses up; `gradient` (if any) receives that with respect to the student's
-/// logits over its temperature. jsd is b KL(teacher || m) + (1 - b) KL(student || m), m = b teacher + (1 - b) student
-/// (Agarwal et al., arXiv 2306.13649).
+/// Divergence per row from log-probabilities [n, V], whose memory it uses; `gradient` (if any) receives that with respect
+/// to the student's logits over its temperature. jsd is b KL(teacher || m) + (1 - b) KL(student || m), with
+/// m = b teacher + (1 - b) student (Agarwal et al., arXiv 2306.13649).
 inline at::Tensor divergence_rows(at::Tensor student, at::Tensor teacher, const std::string& kind, double b,
                                   at::Tensor* gradient) {
   if (kind == "forward") {

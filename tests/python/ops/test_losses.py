@@ -62,6 +62,13 @@ def test_gradcheck_opcheck_and_compile(models):
     torch.library.opcheck(op, (student.detach(), head.detach(), teacher, teacher_head, None, 1.0, "forward", 0.5, 5))
 
 
+def test_a_kept_graph_gives_the_same_gradient_again(models):
+    total = 3 * ops.linear_kl_divergence(*models)
+    first = [grad.clone() for grad in torch.autograd.grad(total, models[:2], retain_graph=True)]
+    for again, expected in zip(torch.autograd.grad(total, models[:2]), first, strict=True):
+        torch.testing.assert_close(again, expected, rtol=0, atol=0)
+
+
 def test_cross_entropy_matches_torch(models):
     student, head, *_ = models
     labels = torch.randint(0, 11, (3, 7))
