@@ -99,7 +99,7 @@ def bound(model: str, B: int, T: int, dtype: torch.dtype) -> dict[str, float]:
         "teacher": size(teacher), "student's copy of the rest": size(student) - mixers, "mixers": mixers,
         "their gradients": mixers, "Adam's moments": 2 * mixers, "one layer's activations": activations,
     }  # fmt: skip
-    return {name: round(value / 2**20, 1) for name, value in parts.items()}
+    return {name: round(value / 2**20, 4) for name, value in parts.items()}
 
 
 @benchmark(

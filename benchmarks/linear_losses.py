@@ -27,7 +27,7 @@ def bound(N: int, D: int, V: int, dtype: torch.dtype) -> dict[str, float]:
     """MiB by part: inputs, results, and one chunk of student and teacher logits."""
     chunk = min(N, max(16, (8 << 20) // V))  # the op's own choice, at most 32 MiB of fp32
     floats = {"inputs": 2 * (N + V) * D, "gradients": (N + V) * D, "logits of a chunk, twice": 2 * chunk * V}
-    return {name: round(count * dtype.itemsize / 2**20, 1) for name, count in floats.items()}
+    return {name: round(count * dtype.itemsize / 2**20, 4) for name, count in floats.items()}
 
 
 @benchmark(
