@@ -4,7 +4,8 @@ Run:  python examples/tiny_teacher/prepare.py --out build/tiny_teacher
 
 ``corpus.jsonl`` holds one document a line, a quarter text, a quarter copying, half recall, as plain strings;
 ``recall.jsonl`` holds recall documents of 64 to 112 pairs together with the character spans of their answers. Their
-random streams differ from each other's and from the teacher's training stream.
+random streams differ from each other's and from the teacher's training stream. ``tokens.safetensors`` holds the corpus once
+more as token ids, ``train`` and ``held_out`` [N, 256], for trainers without a tokenizer (examples/cpp_trainer).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import symbols
+from safetensors.numpy import save_file
 
 CORPUS_SEED, RECALL_SEED = 1_000_003, 2_000_003
 
@@ -42,8 +44,10 @@ def write_lines(path: Path, rows) -> None:
 
 def prepare(out: Path, documents: int, questions: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    stream = itertools.islice(symbols.documents(CORPUS_SEED), documents)
-    write_lines(out / "corpus.jsonl", ({"text": symbols.as_text(tokens[:-1])} for tokens, _ in stream))
+    corpus = [tokens for tokens, _ in itertools.islice(symbols.documents(CORPUS_SEED), documents)]
+    write_lines(out / "corpus.jsonl", ({"text": symbols.as_text(tokens[:-1])} for tokens in corpus))
+    rows, held_out = np.stack(corpus), min(48, max(1, documents // 20))
+    save_file({"train": rows[held_out:], "held_out": rows[:held_out]}, out / "tokens.safetensors")
     rng = np.random.default_rng(RECALL_SEED)
     items = (recall_item(*symbols.recall_document(rng, int(rng.integers(64, 113)))) for _ in range(questions))
     write_lines(out / "recall.jsonl", items)
@@ -56,4 +60,4 @@ if __name__ == "__main__":
     parser.add_argument("--questions", type=int, default=96)
     options = parser.parse_args()
     prepare(options.out, options.documents, options.questions)
-    print(f"corpus.jsonl, recall.jsonl -> {options.out}")
+    print(f"corpus.jsonl, recall.jsonl, tokens.safetensors -> {options.out}")

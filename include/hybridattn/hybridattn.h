@@ -43,16 +43,16 @@
 #include "hybridattn/nn/registry.h"
 #include "hybridattn/nn/softmax_attention.h"
 
-#include "hybridattn/models/config.h"
-#include "hybridattn/models/decoder.h"
-#include "hybridattn/models/generate.h"
-
 #include "hybridattn/io/atomic_file.h"
-#include "hybridattn/io/decoder_folder.h"
-#include "hybridattn/io/hf_config.h"
 #include "hybridattn/io/json_file.h"
 #include "hybridattn/io/mapped_file.h"
 #include "hybridattn/io/safetensors.h"
+
+#include "hybridattn/models/config.h"
+#include "hybridattn/models/decoder.h"
+#include "hybridattn/models/folder.h"
+#include "hybridattn/models/generate.h"
+#include "hybridattn/models/hf_config.h"
 
 #include "hybridattn/transfer/attention.h"
 #include "hybridattn/transfer/decoder.h"

@@ -6,7 +6,7 @@
 #include <hybridattn/distill/align.h>
 #include <hybridattn/distill/finetune.h>
 #include <hybridattn/distill/match.h>
-#include <hybridattn/io/decoder_folder.h>
+#include <hybridattn/models/folder.h>
 #include <hybridattn/models/generate.h>
 #include <hybridattn/transfer/decoder.h>
 
@@ -75,7 +75,7 @@ io::TensorMap run_mixer(const Request& request) {
 
 io::TensorMap run_decoder(const Request& request) {
   at::NoGradGuard no_grad;
-  auto decoder = io::load_decoder(request.fields.at("model").get<std::string>());
+  auto decoder = models::load_decoder(request.fields.at("model").get<std::string>());
   const auto ids = request.tensor("ids");
   const nn::ForwardOptions options{.padding_mask = request.optional("padding_mask"),
                                    .cu_seqlens = request.optional("cu_seqlens")};
@@ -87,7 +87,7 @@ io::TensorMap run_decoder(const Request& request) {
     }
   }
   if (request.fields.contains("save")) {
-    io::save_decoder(request.fields["save"].get<std::string>(), decoder);
+    models::save_decoder(request.fields["save"].get<std::string>(), decoder);
   }
   return results;
 }
@@ -105,7 +105,7 @@ struct GivenBatches {
 };
 
 io::TensorMap run_stage(const Request& request) {
-  auto student = io::load_decoder(request.fields.at("student").get<std::string>());
+  auto student = models::load_decoder(request.fields.at("student").get<std::string>());
   const auto stage = distill::stage_from_json(request.fields.at("stage"));
   const std::string name = request.fields.at("name");
   GivenBatches batches{request};
@@ -117,11 +117,11 @@ io::TensorMap run_stage(const Request& request) {
   if (name == "finetune") {
     result = distill::finetune(student, batches, stage, options);
   } else {
-    auto teacher = io::load_decoder(request.fields.at("teacher").get<std::string>());
+    auto teacher = models::load_decoder(request.fields.at("teacher").get<std::string>());
     result = name == "align" ? distill::align(student, teacher, batches, stage, options)
                              : distill::match(student, teacher, batches, stage, options);
   }
-  io::save_decoder(request.fields.at("save").get<std::string>(), student);
+  models::save_decoder(request.fields.at("save").get<std::string>(), student);
   return {{"losses", at::tensor(result.losses)}, {"parts", at::tensor(result.parts)}};
 }
 

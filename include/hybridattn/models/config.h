@@ -13,7 +13,7 @@
 namespace hybridattn::models {
 
 /// A decoder-only Transformer of the Llama, Qwen2, Qwen3 or Mistral family and, per layer, what mixes its tokens.
-/// io/hf_config.h reads it from a Hugging Face config.json.
+/// hf_config.h reads it from a Hugging Face config.json.
 struct ModelConfig {
   std::string family = "llama"; ///< llama, qwen2, qwen3 or mistral
   int64_t vocab_size = 0;

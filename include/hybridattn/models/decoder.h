@@ -91,7 +91,7 @@ TORCH_MODULE(DecoderBody);
 /// A causal language model. Parameter names are those of Transformers, mixers under `model.layers.N.self_attn`.
 ///
 /// Example:
-///   Decoder teacher = io::load_decoder("SmolLM2-135M");
+///   Decoder teacher = load_decoder("SmolLM2-135M"); // models/folder.h
 ///   auto hidden = teacher->hidden_states(ids);   // [B, T] -> [B, T, D]
 ///   auto logits = teacher->logits(hidden);       // [B, T, V]
 class DecoderImpl : public torch::nn::Module {

@@ -38,7 +38,8 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
                 f"layer_types has {len(config.layer_types)} entries, the teacher {teacher_config.num_hidden_layers} layers"
             )
         teacher_config._attn_implementation = config._attn_implementation
-        self.model = AutoModel.from_config(teacher_config)
+        # In the dtype that this model is built in; the config inside may name the one its teacher was saved in.
+        self.model = AutoModel.from_config(teacher_config, dtype=torch.get_default_dtype())
         self.lm_head = nn.Linear(teacher_config.hidden_size, teacher_config.vocab_size, bias=False)
         for index, kind in enumerate(config.layer_types):
             if kind not in ("full_attention", "linear_attention"):

@@ -12,26 +12,26 @@
 #include <string>
 #include <vector>
 
-#include "hybridattn/io/hf_config.h"
 #include "hybridattn/io/json_file.h"
 #include "hybridattn/io/safetensors.h"
 #include "hybridattn/models/decoder.h"
+#include "hybridattn/models/hf_config.h"
 
-namespace hybridattn::io {
+namespace hybridattn::models {
 
 /// All tensors of a folder: model.safetensors, or the shards that model.safetensors.index.json names.
 /// @throws c10::ValueError naming a file that is missing or damaged, or a tensor that is not where the index says
-inline TensorMap read_weights(const std::filesystem::path& folder) {
+inline io::TensorMap read_weights(const std::filesystem::path& folder) {
   const auto index_path = folder / "model.safetensors.index.json";
   if (!std::filesystem::exists(index_path)) {
     HA_CHECK(std::filesystem::exists(folder / "model.safetensors"), folder.string(),
              ": has neither model.safetensors nor model.safetensors.index.json");
-    return SafeTensors(folder / "model.safetensors").tensors();
+    return io::SafeTensors(folder / "model.safetensors").tensors();
   }
-  const auto index = read_json(index_path);
+  const auto index = io::read_json(index_path);
   HA_CHECK(index.contains("weight_map") && index["weight_map"].is_object(), index_path.string(), ": has no weight_map");
-  std::map<std::string, SafeTensors> shards;
-  TensorMap tensors;
+  std::map<std::string, io::SafeTensors> shards;
+  io::TensorMap tensors;
   for (const auto& [name, file] : index["weight_map"].items()) {
     HA_CHECK(file.is_string() && std::filesystem::path(file.get<std::string>()).filename() == file.get<std::string>(),
              index_path.string(), ": weight_map of ", name, " is no file name: ", file.dump());
@@ -43,7 +43,7 @@ inline TensorMap read_weights(const std::filesystem::path& folder) {
 
 /// Copies `tensors` into the decoder's parameters, converting to their dtype. Strict.
 /// @throws c10::ValueError naming what is missing, left over or of another shape; the decoder is then untouched
-inline void load_weights(models::DecoderImpl& decoder, const TensorMap& tensors, const std::string& where) {
+inline void load_weights(DecoderImpl& decoder, const io::TensorMap& tensors, const std::string& where) {
   at::NoGradGuard no_grad;
   const auto parameters = decoder.named_parameters();
   std::vector<std::string> missing, left_over;
@@ -83,9 +83,9 @@ struct LoadOptions {
 
 /// The model in a folder that Transformers or `save_decoder` wrote, in evaluation mode.
 /// @throws c10::ValueError naming the file, and the field or tensor, that is wrong
-inline models::Decoder load_decoder(const std::filesystem::path& folder, const LoadOptions& options = {}) {
+inline Decoder load_decoder(const std::filesystem::path& folder, const LoadOptions& options = {}) {
   const auto path = folder / "config.json";
-  models::Decoder decoder(read_model_config(read_json(path), path.string()));
+  Decoder decoder(read_model_config(io::read_json(path), path.string()));
   const auto tensors = read_weights(folder);
   decoder->to(options.device, options.dtype);
   load_weights(*decoder, tensors, folder.string());
@@ -95,17 +95,17 @@ inline models::Decoder load_decoder(const std::filesystem::path& folder, const L
 
 /// Writes config.json and model.safetensors, each atomically; Transformers loads the folder after `import hybridattn`.
 /// Tokenizer files are not touched. @throws c10::Error with the system's reason; files that were there are then intact
-inline void save_decoder(const std::filesystem::path& folder, const models::Decoder& decoder) {
+inline void save_decoder(const std::filesystem::path& folder, const Decoder& decoder) {
   std::filesystem::create_directories(folder);
-  TensorMap tensors;
+  io::TensorMap tensors;
   for (const auto& item : decoder->named_parameters()) {
     tensors[item.key()] = item.value();
   }
-  save_safetensors(folder / "model.safetensors", tensors);
+  io::save_safetensors(folder / "model.safetensors", tensors);
   auto config = model_config_json(decoder->config);
   const auto dtype = decoder->head_weight().scalar_type();
   config["dtype"] = dtype == at::kBFloat16 ? "bfloat16" : dtype == at::kHalf ? "float16" : dtype == at::kDouble ? "float64" : "float32";
-  write_json(folder / "config.json", config);
+  io::write_json(folder / "config.json", config);
 }
 
-} // namespace hybridattn::io
+} // namespace hybridattn::models

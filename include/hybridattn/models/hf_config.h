@@ -9,7 +9,7 @@
 #include "hybridattn/core/check.h"
 #include "hybridattn/models/config.h"
 
-namespace hybridattn::io {
+namespace hybridattn::models {
 
 namespace detail {
 
@@ -101,9 +101,9 @@ inline std::vector<int64_t> read_windows(const ConfigReader& config, const std::
   return windows;
 }
 
-inline models::ModelConfig read_teacher_config(const nlohmann::json& json, const std::string& where) {
+inline ModelConfig read_teacher_config(const nlohmann::json& json, const std::string& where) {
   const ConfigReader config(json, where);
-  models::ModelConfig model;
+  ModelConfig model;
   model.teacher = json;
   model.family = config.get<std::string>("model_type");
   const bool llama = model.family == "llama", qwen2 = model.family == "qwen2", qwen3 = model.family == "qwen3";
@@ -136,7 +136,7 @@ inline models::ModelConfig read_teacher_config(const nlohmann::json& json, const
 /// A decoder's or a hybrid's config.json.
 /// @param where  begins the messages, e.g. the file's name
 /// @throws c10::ValueError naming the field, or the family and the supported ones
-inline models::ModelConfig read_model_config(const nlohmann::json& json, const std::string& where = "config.json") {
+inline ModelConfig read_model_config(const nlohmann::json& json, const std::string& where = "config.json") {
   const detail::ConfigReader config(json, where);
   if (config.get<std::string>("model_type") != "hybridattn") {
     return detail::read_teacher_config(json, where);
@@ -162,7 +162,7 @@ inline models::ModelConfig read_model_config(const nlohmann::json& json, const s
 
 /// The config.json that Python's `AutoModelForCausalLM` and `read_model_config` read: the teacher's own where no layer was
 /// replaced, otherwise that of a hybrid.
-inline nlohmann::json model_config_json(const models::ModelConfig& model) {
+inline nlohmann::json model_config_json(const ModelConfig& model) {
   if (!model.is_hybrid()) {
     auto json = model.teacher;
     json["tie_word_embeddings"] = model.tie_word_embeddings;
@@ -181,4 +181,4 @@ inline nlohmann::json model_config_json(const models::ModelConfig& model) {
           {"tie_word_embeddings", model.tie_word_embeddings}};
 }
 
-} // namespace hybridattn::io
+} // namespace hybridattn::models
