@@ -10,6 +10,9 @@ from typing import Any
 
 from hybridattn import info
 
+QUIET = 0.05
+"""Share of the processor that others may take in a measurement that is worth keeping."""
+
 _PACKAGES = ("python", "hybridattn", "torch", "transformers")
 
 
@@ -66,3 +69,12 @@ class Bystanders:
             return None
         busy = (user + nice + system + interrupt + soft + steal) / os.sysconf("SC_CLK_TCK")
         return busy, time.process_time(), time.perf_counter()
+
+
+def wait_until_quiet(deadline: float) -> None:
+    """Returns when others have left the processor alone for a second, or at `deadline` (of time.monotonic)."""
+    while time.monotonic() < deadline:
+        with Bystanders() as others:
+            time.sleep(1)
+        if others.share is None or others.share <= QUIET:
+            return

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import machine
 from benchmarks.registry import Benchmark, Contenders, Parameters
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,6 +67,26 @@ def interleaved(contenders: Contenders, rounds: int) -> dict[str, Timing]:
             contenders[name]()
             seconds[name].append(time.perf_counter() - start)
     return {name: Timing(values) for name, values in seconds.items()}
+
+
+def undisturbed(contenders: Contenders, rounds: int, patience: float) -> tuple[dict[str, Timing], float | None]:
+    """Interleaved times, and the share of the processor that other programs took meanwhile.
+
+    While others disturb, and for at most `patience` seconds, it waits and measures again; the least disturbed
+    measurement counts, whatever its ratios are.
+    """
+    deadline = time.monotonic() + patience
+    measured: list[tuple[float, dict[str, Timing]]] = []
+    while True:
+        machine.wait_until_quiet(deadline)
+        with machine.Bystanders() as others:
+            timings = interleaved(contenders, rounds)
+        if others.share is None:
+            return timings, None
+        measured.append((others.share, timings))
+        if others.share <= machine.QUIET or time.monotonic() >= deadline:
+            share, timings = min(measured, key=lambda pair: pair[0])
+            return timings, share
 
 
 def ratio(peer: Timing, ours: Timing) -> float:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from benchmarks.measure import interleaved, peak_memory, ratio
+from benchmarks.measure import peak_memory, ratio, undisturbed
 from benchmarks.registry import Benchmark, Parameters
 from hybridattn.ops import backend_report
 
@@ -20,7 +20,7 @@ Result = dict[str, Any]
 
 
 def measure_case(
-    benchmark: Benchmark, parameters: Parameters, threads: int, rounds: int | None, memory: bool
+    benchmark: Benchmark, parameters: Parameters, threads: int, rounds: int, patience: float, memory: bool
 ) -> Result:
     """One case at one number of threads: times, peak memory, ratios peer / ours, and what else the machine did.
 
@@ -30,8 +30,7 @@ def measure_case(
     dtype = getattr(torch, benchmark.dtype)
     before = backend_report()
     contenders = benchmark.build(**parameters, dtype=dtype)
-    with machine.Bystanders() as others:
-        timings = interleaved(contenders, rounds or benchmark.rounds)
+    timings, share = undisturbed(contenders, rounds, patience)
     ours, *peers = timings
     result: Result = {
         "benchmark": benchmark.name,
@@ -40,7 +39,7 @@ def measure_case(
         "dtype": benchmark.dtype,
         "threads": threads,
         "rounds": len(timings[ours].seconds),
-        "others_share_of_cpu": others.share,
+        "others_share_of_cpu": share,
         "load_average": [round(value, 2) for value in os.getloadavg()],
         "backends": _new_calls(before),
         "goals": benchmark.goals,

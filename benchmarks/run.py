@@ -24,6 +24,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     size.add_argument("--tiny", action="store_true", help="the smallest shapes, one round: does everything run?")
     parser.add_argument("--threads", nargs="+", type=int, help="instead of each benchmark's own numbers of threads")
     parser.add_argument("--rounds", type=int, help="repetitions of each contender, interleaved")
+    parser.add_argument(
+        "--patience", type=float, default=0, metavar="S", help="measure a disturbed case again, for S seconds"
+    )
     parser.add_argument("--out", type=Path, default=LATEST, help="JSON file; a PNG stands beside")
     parser.add_argument("--list", action="store_true", help="list the benchmarks and stop")
     return parser.parse_args(argv)
@@ -42,16 +45,17 @@ def main(argv: list[str] | None = None) -> None:
         for benchmark in chosen:
             console.print(f"[bold]{benchmark.name}[/]  {benchmark.about}")
         return
-    rounds = options.rounds or (1 if options.tiny else 5 if options.quick else None)
+    fewer = options.rounds or (1 if options.tiny else 5 if options.quick else None)
     results = []
     for benchmark in chosen:
         threads = options.threads or benchmark.threads
         cases = (benchmark.tiny,) if options.tiny else benchmark.quick if options.quick else benchmark.cases
         for parameters in cases:
             for number in threads:
+                rounds, memory = fewer or benchmark.rounds, number == threads[-1]
                 with console.status(f"{benchmark.name} {parameters}, {number} threads"):
-                    memory = number == threads[-1]
-                    results.append(report.measure_case(benchmark, parameters, number, rounds, memory))
+                    result = report.measure_case(benchmark, parameters, number, rounds, options.patience, memory)
+                results.append(result)
         report.show([result for result in results if result["benchmark"] == benchmark.name], console)
     report.save(results, options.out)
     plot.save_plot(results, options.out.with_suffix(".png"), machine.describe())

@@ -11,10 +11,10 @@ from tolerances import assert_close
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from benchmarks.measure import Timing, interleaved, peak_memory, ratio
+from benchmarks.measure import Timing, interleaved, peak_memory, ratio, undisturbed
 from benchmarks.registry import benchmark, find, matching
 
-from benchmarks import entries, run
+from benchmarks import entries, machine, run
 
 entries.load()
 
@@ -46,6 +46,15 @@ def test_the_ratio_is_the_median_of_the_rounds():
     ours, peer = Timing([1.0, 10.0, 2.0]), Timing([3.0, 30.0, 4.0])
     assert ratio(peer, ours) == 3.0
     assert (ours.median, ours.quartiles) == (2.0, (1.5, 6.0))
+
+
+def test_the_least_disturbed_measurement_counts(monkeypatch):
+    shares = iter([0.5, 0.2, 0.04, 0.0])
+    monkeypatch.setattr(machine, "wait_until_quiet", lambda deadline: None)
+    monkeypatch.setattr(machine.Bystanders, "__exit__", lambda self, *_: setattr(self, "share", next(shares)))
+    assert undisturbed({"a": lambda: None}, 1, patience=60)[1] == 0.04
+    shares = iter([0.5, 0.0])
+    assert undisturbed({"a": lambda: None}, 1, patience=0)[1] == 0.5
 
 
 def test_peak_memory_is_that_of_the_call():
