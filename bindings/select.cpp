@@ -72,6 +72,7 @@ void bind_race(py::module_& module) {
           },
           "One dict per layer, most important first: layer, score, low, high, verdict, steps, reason.")
       .def("cost", [](const Race& race) { return to_python(select::to_json(race.cost())); })
+      .def("check_sequences", &Race::check_sequences, py::arg("count"))
       .def("minimum_sequences", [](const Race& race) { return select::minimum_sequences(race.options()); })
       .def("to_json", [](const Race& race) { return to_python(select::to_json(race)); })
       .def_static("from_json", [](const py::dict& state) { return select::race_from_json(from_python(state)); });

@@ -3,7 +3,7 @@
     import hybridattn as ha
     student = ha.convert(teacher, mixer="gated_deltanet")
     ha.align(student, teacher, data, ha.presets.align("paper", tokens=100_000_000))
-    scores = ha.score_layers(student, teacher, data, ha.presets.score("race"))
+    scores = ha.score_layers(student, teacher, data)
     hybrid = ha.keep_softmax(student, teacher, scores.top(fraction=0.25))
     ha.match(hybrid, teacher, data, ha.presets.match("paper"))
     hybrid.save_pretrained("out")

@@ -107,6 +107,22 @@ public:
     judge();
   }
 
+  /// Makes sure that `count` held-out sequences are enough, before anything is trained.
+  /// @throws std::invalid_argument naming how many the asked confidence needs, or if other candidates had another number
+  void check_sequences(int64_t count) const {
+    const bool racing = options_.mode == RaceMode::racing && num_rounds(options_) > 1;
+    const int64_t least = racing ? minimum_sequences(options_) : 2;
+    detail::race_check(count >= least,
+                       fmt::format("{} held-out sequences were scored; {} at confidence {} need at least {} (hold out "
+                                   "more, use a longer corpus, or lower the confidence)",
+                                   count, racing ? "the verdicts of this race" : "scores", options_.confidence, least));
+    for (const Candidate& other : candidates_)
+      detail::race_check(other.losses.empty() || static_cast<int64_t>(other.losses.size()) == count,
+                         fmt::format("{} held-out losses, layer {} has {}; all candidates must be scored on the same "
+                                     "sequences",
+                                     count, other.layer, other.losses.size()));
+  }
+
   /// Adds to the ledger what a task cost.
   void add_cost(double tokens, double flops) {
     detail::race_check(tokens >= 0 && flops >= 0,
@@ -153,20 +169,6 @@ private:
 
   static Eigen::Map<const Eigen::VectorXd> row(const Candidate& candidate) {
     return {candidate.losses.data(), static_cast<Eigen::Index>(candidate.losses.size())};
-  }
-
-  void check_sequences(int64_t count) const {
-    const bool racing = options_.mode == RaceMode::racing && num_rounds(options_) > 1;
-    const int64_t least = racing ? minimum_sequences(options_) : 2;
-    detail::race_check(count >= least,
-                       fmt::format("{} held-out sequences were scored; {} at confidence {} need at least {} (hold out "
-                                   "more, use a longer corpus, or lower the confidence)",
-                                   count, racing ? "the verdicts of this race" : "scores", options_.confidence, least));
-    for (const Candidate& other : candidates_)
-      detail::race_check(other.losses.empty() || static_cast<int64_t>(other.losses.size()) == count,
-                         fmt::format("{} held-out losses, layer {} has {}; all candidates must be scored on the same "
-                                     "sequences",
-                                     count, other.layer, other.losses.size()));
   }
 
   int64_t count(Verdict verdict) const {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from hybridattn.select import CandidateEvaluator, LayerScores, ScoreOptions
 
 if TYPE_CHECKING:
     from hybridattn.run.pipeline import Pipeline
-    from hybridattn.run.recipe import SelectTable
+    from hybridattn.run.recipe import ScoreTable, SelectTable
 
 _EXPLANATIONS = {
     "removal": "Each layer of the teacher is made linear alone (GR-S2): important layers hurt most.",
@@ -63,39 +62,47 @@ class LayerChooser:
         if self._evaluator is None:
             recipe = self.pipeline.recipe
             held_out = self.pipeline.data().held_out(recipe.score.held_out_sequences, recipe.eval.batch_size)
-            self._evaluator = CandidateEvaluator(self.student, self.pipeline.load_teacher(), held_out)
+            folder = self.pipeline.directory.folder("score")
+            self._evaluator = CandidateEvaluator(
+                self.student, self.pipeline.load_teacher(), held_out, folder, self.pipeline.dtype()
+            )
         return self._evaluator
 
-    def scores(self, criterion: str | None = None) -> dict[str, Any]:
-        """Scores by the recipe's criterion or another one; kept in ``score/<criterion>.json``."""
-        table = self.pipeline.recipe.score
-        name = criterion or table.criterion
-        return self.pipeline.directory.once(f"score/{name}.json", lambda: self._score(name))
+    def scores(self, name: str | None = None) -> dict[str, Any]:
+        """Scores by the recipe's ``[score]``, by it with another criterion, or by a table of ``[compare.scores]``.
 
-    def _score(self, criterion: str) -> dict[str, Any]:
-        pipeline, table = self.pipeline, self.pipeline.recipe.score
-        options = ScoreOptions(criterion, table.mode, table.steps_per_round, table.max_steps, table.confidence)  # type: ignore[arg-type]
+        Kept in ``score/<name>.json``.
+        """
+        recipe = self.pipeline.recipe
+        name = name or recipe.score.criterion
+        table = recipe.compare.scores.get(name)
+        if table is None:
+            table = recipe.score.model_copy(update={"criterion": name})
+        return self.pipeline.directory.once(f"score/{name}.json", lambda: self._score(name, table))
+
+    def _score(self, name: str, table: ScoreTable) -> dict[str, Any]:
+        pipeline = self.pipeline
+        options = ScoreOptions(table.criterion, table.mode, table.steps_per_round, table.max_steps, table.confidence)
         stage = data = None
         if table.max_steps:
             fields = {"seq_len": pipeline.recipe.data.seq_len, "seed": pipeline.recipe.seed, "dtype": pipeline.dtype()}
-            fields |= table.stage
-            stage = select_stage(fields, table.max_steps)
+            stage = candidate_stage(fields | table.stage)
             data = pipeline.data(stage.seq_len)
         scores = self._accounted(
-            f"score ({criterion})",
-            lambda: select.score_layers(
+            f"score ({name})",
+            lambda: select.race_layers(
                 self.evaluator(), options, keep=self.keep, stage=stage, data=data,
-                progress=lambda line: pipeline.progress(f"score  {criterion}  {line}"),
+                progress=lambda line: pipeline.progress(f"score  {name}  {line}"),
             ),
         )  # fmt: skip
-        return described(scores, scores.top(k=self.keep))
+        return described(scores, scores.top(k=self.keep), table.max_steps)
 
     def _accounted(self, step: str, work: Any) -> Any:
         evaluator = self.evaluator()
-        tokens, flops, started = evaluator.tokens, evaluator.flops, time.monotonic()
+        before = evaluator.tokens, evaluator.flops, evaluator.seconds
         result = work()
-        seconds = time.monotonic() - started
-        self.pipeline.account(step, evaluator.tokens - tokens, evaluator.flops - flops, seconds)
+        now = evaluator.tokens, evaluator.flops, evaluator.seconds
+        self.pipeline.account(step, *(after - start for after, start in zip(now, before, strict=True)))
         return result
 
     def choose(self, table: SelectTable) -> Choice:
@@ -117,9 +124,9 @@ class LayerChooser:
         self, strategy: str, offset: int = 0, seed: int = 0, listed: list[int] | None = None
     ) -> tuple[list[int], str, list[dict[str, Any]]]:
         count, keep = self.num_layers, self.keep
-        if strategy in ("ranking", "addition", "removal"):
-            criterion = self.pipeline.recipe.score.criterion if strategy == "ranking" else strategy
-            return self.scores(criterion)["kept"], f"the {keep} highest by {criterion}", []
+        if strategy in ("ranking", "addition", "removal") or strategy in self.pipeline.recipe.compare.scores:
+            name = self.pipeline.recipe.score.criterion if strategy == "ranking" else strategy
+            return self.scores(name)["kept"], f"the {keep} highest by {name}", []
         if strategy == "sequential":
             found = self._accounted("select (sequential addition)", lambda: self._sequential(keep))
             return found.layers, "sequential addition, re-scored after each pick", found.history
@@ -161,23 +168,22 @@ class LayerChooser:
         return result
 
 
-def select_stage(fields: dict[str, Any], steps: int) -> Any:
-    """The candidates' stage of `steps` steps."""
+def candidate_stage(fields: dict[str, Any]) -> Any:
+    """The candidates' stage-2 training; the race sets how long it lasts."""
     from hybridattn.distill import presets
 
     values = dict(fields)
-    preset = values.pop("preset", "paper")
-    stage = presets.score(preset, **values)
-    return presets.score(preset, **(values | {"tokens": steps * stage.batch_size * stage.seq_len}))
+    return presets.score(values.pop("preset", "paper"), **values)
 
 
-def described(scores: LayerScores, kept: list[int]) -> dict[str, Any]:
+def described(scores: LayerScores, kept: list[int], max_steps: int) -> dict[str, Any]:
     """Scores as the report and the tables show them."""
+    training = f" Each candidate trained for {max_steps} steps." if max_steps else " No candidate was trained."
     rows = [row | {"rank": rank} for rank, row in enumerate(scores.rows)]
     return {
         "title": f"{'Removal (GR-S2)' if scores.criterion == 'removal' else 'Addition (GA-S2)'}",
         "label": "held-out KL",
-        "explanation": _EXPLANATIONS[scores.criterion],
+        "explanation": _EXPLANATIONS[scores.criterion] + training,
         "layers": sorted(rows, key=lambda row: row["layer"]),
         "kept": kept,
     }

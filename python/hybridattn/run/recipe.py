@@ -102,7 +102,9 @@ class CompareTable(_Table):
 
     plans: list[str] = Field(default_factory=list)
     """``uniform``, ``uniform:OFFSET``, ``random:SEED``, ``first``, ``last``, ``all_linear``, ``addition``, ``removal``,
-    ``sequential``, or layers as ``0,5,7``."""
+    ``sequential``, a name of `scores`, or layers as ``0,5,7``."""
+    scores: dict[str, ScoreTable] = Field(default_factory=dict)
+    """Further scorings by name, with the keys of ``[score]``; the highest layers of each are a plan of that name."""
 
 
 class Recipe(_Table):

@@ -1,8 +1,8 @@
-"""Which layers keep softmax: scores (`scoring`), searches over sets of layers (`search`), and what they measure with."""
+"""Which layers keep softmax: scores (`scoring`), searches over sets (`search`), and what they measure with."""
 
 from hybridattn import _C
 from hybridattn.select.evaluator import CandidateEvaluator, LayerSetEvaluator
-from hybridattn.select.scoring import LayerScores, ScoreOptions, score_layers
+from hybridattn.select.scoring import LayerScores, ScoreOptions, race_layers, score_layers
 from hybridattn.select.search import SearchResult, sequential_addition, swap_refinement
 
 Race = _C.select.Race
@@ -22,6 +22,7 @@ __all__ = [
     "explicit_plan",
     "first_plan",
     "last_plan",
+    "race_layers",
     "random_plan",
     "score_layers",
     "sequential_addition",

@@ -1,8 +1,13 @@
-"""Held-out losses of a set of softmax layers: what every selector measures with."""
+"""Held-out losses of sets of softmax layers: what every selector measures with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -10,106 +15,231 @@ from torch import Tensor, nn
 
 from hybridattn import hf, ops
 from hybridattn.data import Batch
-from hybridattn.distill import MatchObjective, Stage, Trainer
-from hybridattn.distill.fingerprint import matrix_weights
+from hybridattn.distill import Stage
+from hybridattn.distill.fingerprint import describe_mixers, fingerprint, matrix_weights
+from hybridattn.distill.precision import Precision
+from hybridattn.select.candidate import TrainedCandidate, candidate_folder, remove_parked, training_digest
+from hybridattn.select.journal import Journal
+from hybridattn.select.layer_sets import LayerSetPass
+from hybridattn.select.teacher_states import TeacherStates
+
+Line = Callable[[str], None]
+"""Takes one line of text for people."""
+
+
+def silent(line: str) -> None:
+    """The default of `progress` arguments: shows nothing."""
 
 
 class LayerSetEvaluator(Protocol):
-    """What selectors need: layers, and one loss per held-out sequence of a hybrid that keeps some of them."""
+    """What selectors need: the number of layers, and a loss per held-out sequence of hybrids that keep some of them."""
 
     num_layers: int
 
-    def losses(self, layers: Iterable[int]) -> list[float]:
-        """Held-out loss per sequence when softmax stays in `layers`; lower is better."""
+    def losses(self, sets: Sequence[Iterable[int]], progress: Line = silent) -> list[list[float]]:
+        """For each set of layers that keep softmax, the held-out loss per sequence; lower is better."""
         ...
 
 
 class CandidateEvaluator:
-    """Hybrids made of one student's mixers and the teacher's attention, scored by KL(teacher || hybrid).
+    """Hybrids made of one student's mixers and the teacher, scored by KL(teacher || hybrid) in nats per token.
 
-    Every set of layers is scored on the same sequences, so differences are paired. The teacher's hidden states are
-    computed once. Without training no weight is copied: layers are switched in one model.
+    Every candidate is scored on the same sequences, so differences are paired. Nothing is computed twice: the teacher's
+    hidden states are kept, untrained hybrids share the layers below their first difference, and every measurement is
+    kept in ``events.jsonl``, from which a run that was killed goes on.
 
     Args:
         student: aligned, with a mixer in every layer.
-        teacher: the model it came from.
+        teacher: the model it came from, of the same dtype.
         held_out: batches that nothing trains on.
+        run_dir: folder of ``events.jsonl`` and of parked candidates; None keeps events in memory.
+        dtype: of the computation, "float32" or "bfloat16".
+
+    Attributes:
+        tokens, flops, seconds: what the measurements asked for so far cost, earlier processes included.
+
+    Raises:
+        ValueError: no held-out batch, a layer without a mixer, different dtypes, a `run_dir` of other models or data.
     """
 
-    def __init__(self, student: Any, teacher: nn.Module, held_out: Sequence[Batch]) -> None:
+    def __init__(
+        self,
+        student: Any,
+        teacher: nn.Module,
+        held_out: Sequence[Batch],
+        run_dir: str | Path | None = None,
+        dtype: str = "float32",
+    ) -> None:
         if not held_out:
             raise ValueError("select: no held-out batch; raise `held_out` or use a longer corpus")
-        self.student, self.teacher, self.held_out = student, teacher, list(held_out)
+        self.student, self.teacher = student, teacher
         self.mixers = student.mixers()
         self.num_layers = len(hf.decoder_layers(teacher))
         lacking = sorted(set(range(self.num_layers)) - set(self.mixers))
         if lacking:
             raise ValueError(f"select: the student has no mixer in layers {lacking}; score an all-linear student")
-        self.tokens, self.flops = 0, 0.0
-        self._cache: dict[tuple[int, ...], list[float]] = {}
-        with torch.no_grad():
-            self._teacher_hidden = [hf.hidden_states(teacher, batch) for batch in self.held_out]
+        head = hf.head_weight(teacher)
+        if hf.head_weight(student).dtype != head.dtype:
+            raise ValueError(
+                f"select: the student is {hf.head_weight(student).dtype}, the teacher {head.dtype}; load both alike"
+            )
+        self.held_out = [batch.to(head.device) for batch in held_out]
+        self.precision = Precision(dtype, head.device)
+        self.folder = None if run_dir is None else Path(run_dir)
+        self._temporary = tempfile.TemporaryDirectory(prefix="candidates-") if run_dir is None else None
+        self.parked = Path(self._temporary.name) if self._temporary is not None else Path(str(run_dir))
+        self.tokens, self.flops, self.seconds = 0, 0.0, 0.0
+        self._counted: set[str] = set()
+        self._candidate: TrainedCandidate | None = None
+        self._teacher_states = TeacherStates(self._teacher_hidden, self.folder)
+        self.journal = Journal(
+            None if self.folder is None else self.folder / "events.jsonl",
+            {
+                "teacher": fingerprint(teacher),
+                "student": fingerprint(student),
+                "mixers": _digest(str(describe_mixers(student))),
+                "held_out": _digest(b"".join(batch.input_ids.cpu().numpy().tobytes() for batch in held_out)),
+                "dtype": dtype,
+            },
+        )
 
     @property
     def num_sequences(self) -> int:
         return sum(batch.num_sequences for batch in self.held_out)
 
-    def losses(self, layers: Iterable[int]) -> list[float]:
-        """Mean KL in nats per token, one per held-out sequence; a set that was scored before costs nothing."""
-        kept = tuple(sorted(set(layers)))
-        if kept not in self._cache:
-            decoder = hf.decoder_layers(self.student)
-            try:
-                for layer in kept:
-                    decoder[layer].self_attn = hf.attention(self.teacher, layer)
-                self._cache[kept] = self._measure(self.student)
-            finally:
-                for layer in kept:
-                    decoder[layer].self_attn = self.mixers[layer]
-        return self._cache[kept]
+    @property
+    def seq_len(self) -> int:
+        return self.held_out[0].input_ids.shape[1]
+
+    def losses(self, sets: Sequence[Iterable[int]], progress: Line = silent) -> list[list[float]]:
+        """Mean KL in nats per token, one per held-out sequence, of the untrained hybrid that keeps each set."""
+        wanted = [frozenset(kept) for kept in sets]
+        rows: list[list[float]] = [[] for _ in wanted]
+        for number, batch in enumerate(self.held_out):
+            keys = [f"batch {number} keep {_name(kept)}" for kept in wanted]
+            missing = sorted(
+                {kept for kept, key in zip(wanted, keys, strict=True) if not self.journal.get(key)}, key=sorted
+            )
+            if missing:
+                progress(f"held-out batch {number + 1}/{len(self.held_out)}  {len(missing)} hybrids")
+                self._measure_sets(number, batch, missing)
+            for row, key in zip(rows, keys, strict=True):
+                row += self._event(key)["losses"]
+        return rows
+
+    def trained_losses(
+        self, kept: Iterable[int], from_step: int, to_step: int, stage: Stage, data: Any, progress: Line = silent
+    ) -> list[float]:
+        """Held-out losses of the hybrid that keeps `kept`, trained from `from_step` to `to_step` by stage 2.
+
+        All candidates see the same batches. One candidate is in memory at a time, the others are parked on disk. Losses
+        are NaN when the training diverged.
+        """
+        layers, digest = frozenset(kept), training_digest(stage, data)
+        key = f"{digest} step {to_step} keep {_name(layers)}"
+        if not self.journal.get(key):
+            started = time.monotonic()
+            candidate = self._bring(layers, stage, data)
+            diverged = candidate.train_to(to_step, progress)
+            losses = None if diverged else self._measure_model(candidate.model)
+            if losses is not None and not all(map(math.isfinite, losses)):
+                diverged, losses = "the held-out loss is not finite", None
+            trained, scored = (to_step - from_step) * stage.tokens_per_step, self._held_out_tokens
+            flops = candidate.flops(trained) + 2.0 * scored * matrix_weights(candidate.model)
+            seconds = time.monotonic() - started
+            self.journal.add(
+                key, losses=losses, diverged=diverged, tokens=trained + scored, flops=flops, seconds=seconds
+            )
+        event = self._event(key)
+        return [math.nan] * self.num_sequences if event["losses"] is None else event["losses"]
+
+    def forget(self, kept: Iterable[int], stage: Stage, data: Any) -> None:
+        """Frees memory and disk of a candidate that nobody trains further."""
+        layers, digest = frozenset(kept), training_digest(stage, data)
+        if self._candidate is not None and (self._candidate.layers, self._candidate.digest) == (layers, digest):
+            self._candidate.close()
+            self._candidate = None
+        remove_parked(candidate_folder(self.parked, layers, digest))
+
+    # ---- inside ----
+
+    @property
+    def _held_out_tokens(self) -> int:
+        return sum(batch.num_tokens for batch in self.held_out)
+
+    def _event(self, key: str) -> dict[str, Any]:
+        """The event, its cost counted the first time that this object is asked for it."""
+        event = self.journal.get(key)
+        assert event is not None
+        if key not in self._counted:
+            self._counted.add(key)
+            self.tokens += event["tokens"]
+            self.flops += event["flops"]
+            self.seconds += event["seconds"]
+        return event
+
+    def _bring(self, layers: frozenset[int], stage: Stage, data: Any) -> TrainedCandidate:
+        """The candidate, in the place of the one that was in memory."""
+        digest = training_digest(stage, data)
+        if self._candidate is not None and (self._candidate.layers, self._candidate.digest) != (layers, digest):
+            self._candidate.close()
+            self._candidate = None
+        if self._candidate is None:
+            folder = candidate_folder(self.parked, layers, digest)
+            self._candidate = TrainedCandidate(self.student, self.teacher, layers, stage, data, folder)
+        return self._candidate
 
     @torch.no_grad()
-    def _measure(self, model: Any) -> list[float]:
-        rows: list[Tensor] = []
-        for batch, teacher_hidden in zip(self.held_out, self._teacher_hidden, strict=True):
+    def _teacher_hidden(self, number: int) -> Tensor:
+        with self.precision.forward():
+            return hf.hidden_states(self.teacher, self.held_out[number])
+
+    @torch.no_grad()
+    def _measure_sets(self, number: int, batch: Batch, sets: list[frozenset[int]]) -> None:
+        """One journal event per set; a shared layer's cost is spread over the sets of this call."""
+        started = time.monotonic()
+        work = LayerSetPass(self.teacher, self.mixers, batch)
+        losses: dict[int, list[float]] = {}
+        with self.precision.forward():
+            for index, hidden in work.hidden_states(sets):
+                losses[index] = self._divergence(number, hidden, hf.head_weight(self.teacher))
+        per_layer = matrix_weights(self.teacher, head=False) / self.num_layers
+        head = hf.head_weight(self.teacher).numel()
+        flops = 2.0 * batch.num_tokens * (per_layer * work.layers_run / len(sets) + 2 * head)
+        seconds = (time.monotonic() - started) / len(sets)
+        for index, kept in enumerate(sets):
+            key = f"batch {number} keep {_name(kept)}"
+            self.journal.add(key, losses=losses[index], tokens=batch.num_tokens, flops=flops, seconds=seconds)
+
+    @torch.no_grad()
+    def _measure_model(self, model: Any) -> list[float]:
+        rows: list[float] = []
+        for number, batch in enumerate(self.held_out):
+            with self.precision.forward():
+                hidden = hf.hidden_states(model, batch)
+            rows += self._divergence(number, hidden, hf.head_weight(model))
+        return rows
+
+    def _divergence(self, number: int, hidden: Tensor, head: Tensor) -> list[float]:
+        """Mean over each sequence's counted tokens."""
+        narrowed, mask = self.precision.narrowed, self.held_out[number].loss_mask
+        with self.precision.backward():
             divergence = ops.linear_kl_divergence(
-                hf.hidden_states(model, batch),
-                hf.head_weight(model),
-                teacher_hidden,
-                hf.head_weight(self.teacher),
+                narrowed(hidden),
+                narrowed(head),
+                narrowed(self._teacher_states[number].to(hidden.device)),
+                narrowed(hf.head_weight(self.teacher)),
                 reduction="none",
-            )
-            mask = torch.ones_like(divergence) if batch.loss_mask is None else batch.loss_mask.to(divergence.dtype)
-            rows.append((divergence * mask).sum(1) / mask.sum(1).clamp(min=1))
-            self.tokens += batch.num_tokens
-            self.flops += 2.0 * batch.num_tokens * matrix_weights(model)
-        return torch.cat(rows).double().tolist()
-
-    def trained(self, layers: Iterable[int], stage: Stage, data: Any) -> TrainedCandidate:
-        """A copy of the hybrid that can be trained by the stage-2 loss and scored in between."""
-        return TrainedCandidate(self, list(layers), stage, data)
+            ).double()
+        if mask is None:
+            return divergence.mean(1).tolist()
+        return ((divergence * mask).sum(1) / mask.sum(1).clamp(min=1)).tolist()
 
 
-class TrainedCandidate:
-    """One hybrid in training; `losses_at` continues where it stopped."""
+def _name(layers: Iterable[int]) -> str:
+    return ",".join(map(str, sorted(layers))) or "none"
 
-    def __init__(self, evaluator: CandidateEvaluator, layers: list[int], stage: Stage, data: Any) -> None:
-        from hybridattn.convert import keep_softmax
 
-        self.evaluator = evaluator
-        self.model = keep_softmax(evaluator.student, evaluator.teacher, layers)
-        self.objective = MatchObjective(self.model, evaluator.teacher, stage)
-        self.trainer = Trainer(self.objective, stage, data)
-        self.trainer.__enter__()
-
-    def losses_at(self, step: int) -> list[float]:
-        before = self.trainer.step
-        if step > before:
-            self.trainer.run(before, step)
-            tokens = (step - before) * self.trainer.stage.tokens_per_step
-            self.evaluator.tokens += tokens
-            self.evaluator.flops += self.objective.flops(tokens)
-        return self.evaluator._measure(self.model)
-
-    def close(self) -> None:
-        self.trainer.__exit__(None, None, None)
+def _digest(content: bytes | str) -> str:
+    content = content.encode() if isinstance(content, str) else content
+    return hashlib.blake2b(content).hexdigest()[:16]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 from hybridattn import _C
-from hybridattn.select.evaluator import LayerSetEvaluator
+from hybridattn.select.evaluator import LayerSetEvaluator, Line, silent
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,7 @@ class SearchResult:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-Line = Callable[[str], None]
-
-
-def sequential_addition(evaluator: LayerSetEvaluator, keep: int, progress: Line = lambda line: None) -> SearchResult:
+def sequential_addition(evaluator: LayerSetEvaluator, keep: int, progress: Line = silent) -> SearchResult:
     """Adds the layer that helps most, then scores the rest again beside it, until `keep` layers are chosen.
 
     Raises:
@@ -33,10 +30,10 @@ def sequential_addition(evaluator: LayerSetEvaluator, keep: int, progress: Line 
     chosen: list[int] = []
     history = []
     while len(chosen) < keep:
-        losses = {}
-        for layer in sorted(set(range(evaluator.num_layers)) - set(chosen)):
-            progress(f"pick {len(chosen) + 1}/{keep}  layer {layer}")
-            losses[layer] = fmean(evaluator.losses([*chosen, layer]))
+        open_layers = sorted(set(range(evaluator.num_layers)) - set(chosen))
+        line = lambda text: progress(f"pick {len(chosen) + 1}/{keep}  {text}")  # noqa: E731
+        rows = evaluator.losses([[*chosen, layer] for layer in open_layers], line)
+        losses = {layer: fmean(row) for layer, row in zip(open_layers, rows, strict=True)}
         best = min(losses, key=lambda layer: (losses[layer], layer))
         chosen.append(best)
         history.append({"what": f"add layer {best}", "loss": losses[best]})
@@ -44,7 +41,7 @@ def sequential_addition(evaluator: LayerSetEvaluator, keep: int, progress: Line 
 
 
 def swap_refinement(
-    evaluator: LayerSetEvaluator, layers: Iterable[int], confidence: float = 0.95, progress: Line = lambda line: None
+    evaluator: LayerSetEvaluator, layers: Iterable[int], confidence: float = 0.95, progress: Line = silent
 ) -> SearchResult:
     """Exchanges a kept for a left-out layer while the held-out loss falls significantly.
 
@@ -52,24 +49,19 @@ def swap_refinement(
     (Bonferroni), rejects "not better" at `confidence`. Losses fall at each exchange, so the search ends.
     """
     chosen = sorted(set(layers))
-    history = [{"what": f"start from {chosen}", "loss": fmean(evaluator.losses(chosen))}]
+    (current,) = evaluator.losses([chosen], progress)
+    history = [{"what": f"start from {chosen}", "loss": fmean(current)}]
     while True:
         outside = sorted(set(range(evaluator.num_layers)) - set(chosen))
         swaps = [(out, into) for out in chosen for into in outside]
         if not swaps:
             return SearchResult(chosen, history)
-        current = evaluator.losses(chosen)
-        best: tuple[float, list[int], tuple[int, int], list[float]] | None = None
-        for number, (out, into) in enumerate(swaps, 1):
-            progress(f"swap {number}/{len(swaps)}  {out} for {into}")
-            candidate = sorted({*chosen, into} - {out})
-            losses = evaluator.losses(candidate)
-            if best is None or fmean(losses) < best[0]:
-                best = (fmean(losses), candidate, (out, into), losses)
-        assert best is not None
-        mean, candidate, (out, into), losses = best
-        _, _, tail = _C.select.paired_difference(losses, current)
-        if not (mean < fmean(current) and tail * len(swaps) <= 1 - confidence):
+        candidates = [sorted({*chosen, into} - {out}) for out, into in swaps]
+        rows = evaluator.losses(candidates, lambda text: progress(f"exchange {len(history)}  {text}"))
+        best = min(range(len(swaps)), key=lambda index: fmean(rows[index]))
+        _, _, tail = _C.select.paired_difference(rows[best], current)
+        if not (fmean(rows[best]) < fmean(current) and tail * len(swaps) <= 1 - confidence):
             return SearchResult(chosen, history)
-        chosen = candidate
-        history.append({"what": f"exchange layer {out} for {into}", "loss": mean})
+        chosen, current = candidates[best], rows[best]
+        out, into = swaps[best]
+        history.append({"what": f"exchange layer {out} for {into}", "loss": fmean(current)})

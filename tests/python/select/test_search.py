@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hybridattn.select import ScoreOptions, score_layers, sequential_addition, swap_refinement
+from hybridattn.select import ScoreOptions, race_layers, sequential_addition, swap_refinement
 
 
 class Pair:
@@ -11,15 +11,17 @@ class Pair:
 
     num_layers = 8
 
-    def losses(self, layers):
-        kept = set(layers)
-        value = 4.0 - 0.02 * len(kept) - 0.5 * (2 in kept) - 0.03 * (0 in kept) - 2.5 * ({2, 3} <= kept)
-        return (value + 0.05 * np.random.default_rng(0).standard_normal(32)).tolist()
+    def losses(self, sets, progress=None):
+        rows = []
+        for kept in map(set, sets):
+            value = 4.0 - 0.02 * len(kept) - 0.5 * (2 in kept) - 0.03 * (0 in kept) - 2.5 * ({2, 3} <= kept)
+            rows.append((value + 0.05 * np.random.default_rng(0).standard_normal(32)).tolist())
+        return rows
 
 
 def test_addition_misses_the_pair_and_removal_finds_it():
-    assert score_layers(Pair(), ScoreOptions("addition"), keep=2).top(k=2) == [0, 2]
-    assert score_layers(Pair(), ScoreOptions("removal"), keep=2).top(k=2) == [2, 3]
+    assert race_layers(Pair(), ScoreOptions("addition"), keep=2).top(k=2) == [0, 2]
+    assert race_layers(Pair(), ScoreOptions("removal"), keep=2).top(k=2) == [2, 3]
 
 
 def test_sequential_addition_finds_the_pair():
@@ -39,7 +41,7 @@ def test_bad_requests_are_named():
     with pytest.raises(ValueError, match="keep is 9"):
         sequential_addition(Pair(), 9)
     with pytest.raises(ValueError, match="give `stage` and `data`"):
-        score_layers(Pair(), ScoreOptions(max_steps=4), keep=2)
-    scores = score_layers(Pair(), keep=2)
+        race_layers(Pair(), ScoreOptions(max_steps=4), keep=2)
+    scores = race_layers(Pair(), keep=2)
     with pytest.raises(ValueError, match="exactly one of k and fraction"):
         scores.top()

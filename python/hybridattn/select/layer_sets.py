@@ -1,0 +1,103 @@
+"""Hidden states of many hybrids at once: sets of layers share every layer below their first difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybridattn import hf
+from hybridattn.data import Batch
+
+
+class _Recorder(nn.Module):
+    """Stands where a decoder layer stood: passes its input on and keeps the other arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arguments: dict[str, Any] = {}
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        self.arguments = kwargs
+        self.hidden_states = hidden_states
+        return hidden_states
+
+
+def _layer_inputs(model: Any, batch: Batch) -> tuple[Tensor, list[dict[str, Any]]]:
+    """The embeddings, and what the model passes to each of its layers besides them: masks, positions, rotary factors.
+
+    Read off the model itself, so that every family prepares them its own way.
+    """
+    layers = hf.decoder_layers(model)
+    recorders = nn.ModuleList(_Recorder() for _ in layers)
+    model.model.layers = recorders
+    try:
+        hf.hidden_states(model, batch)
+    finally:
+        model.model.layers = layers
+    first: Any = recorders[0]
+    return first.hidden_states, [recorder.arguments for recorder in recorders]
+
+
+@dataclass
+class LayerSetPass:
+    """The teacher's decoder on one batch, with mixers instead of its attention outside a set of layers.
+
+    Args:
+        teacher: a Transformers decoder; its attention modules are exchanged while a layer runs, and always put back.
+        mixers: layer -> mixer, for all layers that some set leaves out.
+        batch: B sequences of T tokens.
+
+    Attributes:
+        layers_run: decoder layers computed so far, for the ledger.
+    """
+
+    teacher: Any
+    mixers: Mapping[int, nn.Module]
+    batch: Batch
+    layers_run: int = field(default=0, init=False)
+
+    @torch.no_grad()
+    def hidden_states(self, sets: Sequence[frozenset[int]]) -> Iterator[tuple[int, Tensor]]:
+        """Yields (index into `sets`, [B, T, D] after the final norm), each index once, in an order of its own.
+
+        Memory holds one hidden state per layer at which the sets still being computed part, not one per set.
+        """
+        embeddings, self._arguments = _layer_inputs(self.teacher, self.batch)
+        yield from self._descend(0, embeddings, list(range(len(sets))), sets)
+
+    def _descend(
+        self, depth: int, hidden: Tensor, members: list[int], sets: Sequence[frozenset[int]]
+    ) -> Iterator[tuple[int, Tensor]]:
+        layers = hf.decoder_layers(self.teacher)
+        while depth < len(layers):
+            soft = [index for index in members if depth in sets[index]]
+            linear = [index for index in members if depth not in sets[index]]
+            if soft and linear:
+                # The smaller branch runs to its end first; the larger one goes on from the state that is kept here.
+                fewer, members = sorted((soft, linear), key=len)
+                branch = self._run(depth, hidden, keep=fewer is soft)
+                yield from self._descend(depth + 1, branch, fewer, sets)
+                del branch
+                hidden = self._run(depth, hidden, keep=members is soft)
+            else:
+                hidden = self._run(depth, hidden, keep=bool(soft))
+            depth += 1
+        final = self.teacher.model.norm(hidden)
+        for index in members:
+            yield index, final
+
+    def _run(self, depth: int, hidden: Tensor, keep: bool) -> Tensor:
+        layer: Any = hf.decoder_layers(self.teacher)[depth]
+        self.layers_run += 1
+        if keep:
+            return layer(hidden, **self._arguments[depth])
+        attention = layer.self_attn
+        layer.self_attn = self.mixers[depth]
+        try:
+            return layer(hidden, **self._arguments[depth])
+        finally:
+            layer.self_attn = attention

@@ -1,0 +1,199 @@
+"""Measurements of a real model: shared work changes nothing, and a search goes on after a kill to the same bits."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import hybridattn as ha
+from hybridattn import evaluate
+from hybridattn.data import Batch, TokenData
+from hybridattn.distill import Stage
+from hybridattn.select import CandidateEvaluator, ScoreOptions, race_layers, sequential_addition, swap_refinement
+
+LAYERS = 5
+STAGE = Stage(tokens=6 * 2 * 12, seq_len=12, batch_size=2, lr=1e-3, mixer_lr=1e-2, checkpoint_every=2)
+
+
+def models():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=31, hidden_size=16, intermediate_size=24, num_hidden_layers=LAYERS, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.3,
+    )  # fmt: skip
+    teacher = LlamaForCausalLM(config).eval().requires_grad_(False)
+    return ha.convert(teacher, verbose=False), teacher
+
+
+def data() -> TokenData:
+    generator = torch.Generator().manual_seed(1)
+    return TokenData.from_tokens(torch.randint(0, 31, (100, 12), generator=generator), held_out=0.2)
+
+
+def held_out() -> list[Batch]:
+    return [Batch(torch.randint(0, 31, (rows, 12), generator=torch.Generator().manual_seed(rows))) for rows in (5, 7)]
+
+
+def test_hybrids_that_share_layers_score_as_alone():
+    student, teacher = models()
+    sets = [[], [0], [4], [1, 3], [0, 1, 2, 3], range(LAYERS), [1, 3]]
+    evaluator = CandidateEvaluator(student, teacher, held_out())
+    for kept, losses in zip(sets, evaluator.losses(sets), strict=True):
+        alone = evaluate.kl(ha.keep_softmax(student, teacher, kept), teacher, held_out()).tolist()
+        assert losses == pytest.approx(alone, rel=1e-5, abs=1e-7)
+    assert evaluator.losses([range(LAYERS)])[0] == [0.0] * 12
+    assert evaluator.tokens == 6 * 144, "six different hybrids, each measured once"
+
+
+def test_packed_documents_and_masks_count_as_in_evaluation():
+    student, teacher = models()
+    positions = torch.arange(12).repeat(2, 1)
+    positions[0, 5:] -= 5
+    mask = torch.rand(2, 12) < 0.5
+    batch = Batch(torch.randint(0, 31, (2, 12)), positions, torch.tensor([0, 5, 12, 24]), mask)
+    (losses,) = CandidateEvaluator(student, teacher, [batch]).losses([[1]])
+    alone = evaluate.kl(ha.keep_softmax(student, teacher, [1]), teacher, [batch]).tolist()
+    assert losses == pytest.approx(alone, rel=1e-5)
+
+
+def test_models_are_left_as_they_were():
+    student, teacher = models()
+    before = {name: tensor.clone() for name, tensor in (student.state_dict() | teacher.state_dict()).items()}
+    attention = [layer.self_attn for layer in teacher.model.layers]
+    evaluator = CandidateEvaluator(student, teacher, held_out())
+    race_layers(evaluator, ScoreOptions(max_steps=2), keep=2, stage=STAGE, data=data())
+    assert [layer.self_attn for layer in teacher.model.layers] == attention
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in (student.state_dict() | teacher.state_dict()).items()
+    )
+
+
+def race(run_dir: Path, progress=lambda line: None):
+    student, teacher = models()
+    evaluator = CandidateEvaluator(student, teacher, held_out(), run_dir)
+    options = ScoreOptions("removal", "racing", steps_per_round=2, max_steps=6, confidence=0.97, min_rounds=2)
+    return race_layers(evaluator, options, keep=2, stage=STAGE, data=data(), progress=progress)
+
+
+def events(run_dir: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_evaluator
+left = {after}
+def line(text):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+test_evaluator.race(Path({run_dir!r}), line)
+"""
+
+
+@pytest.mark.parametrize("after", [1, 4, 9])
+def test_a_killed_race_goes_on_and_measures_nothing_twice(tmp_path, after):
+    whole = race(tmp_path / "whole")
+    run_dir = tmp_path / "killed"
+    code = KILLED.format(tests=str(Path(__file__).parent), after=after, run_dir=str(run_dir))
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    before = events(run_dir)
+    trained = []
+    resumed = race(run_dir, trained.append)
+    assert resumed.rows == whole.rows
+    assert (resumed.tokens, resumed.flops) == (whole.tokens, whole.flops)
+    assert events(run_dir)[: len(before)] == before
+    assert events(run_dir) == events(tmp_path / "whole")
+    assert len(trained) <= len(events(run_dir)) - len(before) + 1, "steps that were parked do not run again"
+    assert not list((run_dir / "candidates").iterdir()), "nobody trains them further"
+    again = []
+    assert race(run_dir, again.append).rows == whole.rows
+    assert again == []
+
+
+def test_a_run_directory_of_other_models_is_refused(tmp_path):
+    student, teacher = models()
+    CandidateEvaluator(student, teacher, held_out(), tmp_path).losses([[0]])
+    with pytest.raises(ValueError, match=r"another run .held_out was .*choose another directory"):
+        CandidateEvaluator(student, teacher, held_out()[:1], tmp_path)
+    with torch.no_grad():
+        student.mixers()[0].q_proj.weight += 1
+    with pytest.raises(ValueError, match=r"another run .student was"):
+        CandidateEvaluator(student, teacher, held_out(), tmp_path)
+
+
+def test_a_line_that_was_being_written_is_dropped_and_a_damaged_one_is_named(tmp_path):
+    student, teacher = models()
+    (expected,) = CandidateEvaluator(student, teacher, held_out(), tmp_path).losses([[0]])
+    path = tmp_path / "events.jsonl"
+    whole = path.read_text()
+    path.write_text(whole[:-20])
+    assert CandidateEvaluator(student, teacher, held_out(), tmp_path).losses([[0]]) == [expected]
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + "{broken\n" + lines[1])
+    with pytest.raises(ValueError, match=r"events.jsonl, line 2 is damaged"):
+        CandidateEvaluator(student, teacher, held_out(), tmp_path)
+
+
+def test_a_candidate_that_diverges_is_out_with_the_reason(tmp_path, monkeypatch):
+    from hybridattn.select import candidate
+
+    train = candidate.TrainedCandidate.train_to
+
+    def diverging(self, step, progress):
+        if 2 not in self.layers:
+            with torch.no_grad():
+                self.model.model.norm.weight.fill_(math.inf)
+        return train(self, step, progress)
+
+    monkeypatch.setattr(candidate.TrainedCandidate, "train_to", diverging)
+    student, teacher = models()
+    evaluator = CandidateEvaluator(student, teacher, held_out(), tmp_path)
+    scores = race_layers(evaluator, ScoreOptions(max_steps=2), keep=2, stage=STAGE, data=data())
+    row = scores.rows[-1]
+    assert (row["layer"], row["verdict"]) == (2, "out")
+    assert "finite" in row["reason"]
+    recorded = next(event for event in events(tmp_path) if event.get("diverged"))
+    assert "match: the loss is nan at step 0" in recorded["diverged"]
+    assert recorded["losses"] is None
+
+
+def test_all_or_none_are_kept_without_a_comparison():
+    student, teacher = models()
+    for keep in (0, LAYERS):
+        evaluator = CandidateEvaluator(student, teacher, held_out())
+        options = ScoreOptions(mode="racing", steps_per_round=2, max_steps=6)
+        scores = race_layers(evaluator, options, keep=keep, stage=STAGE, data=data())
+        assert scores.top(k=keep) == list(range(keep))
+        assert evaluator.tokens == 0
+        assert sequential_addition(evaluator, keep).layers == list(range(keep))
+        assert swap_refinement(evaluator, range(keep)).layers == list(range(keep))
+
+
+def test_the_public_function_measures_on_held_out_documents(tmp_path):
+    student, teacher = models()
+    # fmt: off
+    scores = ha.score_layers(student, teacher, data(), ScoreOptions("addition", held_out_sequences=6), keep=2,
+                             run_dir=tmp_path)
+    # fmt: on
+    assert len(scores.rows) == LAYERS
+    assert events(tmp_path)[0]["identity"]["dtype"] == "float32"
+    with pytest.raises(ValueError, match="held-out"):
+        ha.score_layers(student, teacher, data(), ScoreOptions(held_out_sequences=10_000), keep=2)
+    with pytest.raises(ValueError, match="sequences"):
+        ha.score_layers(
+            student, teacher, data(), ScoreOptions(mode="racing", held_out_sequences=1, confidence=0.999), keep=2
+        )
+    with pytest.raises(ValueError, match="criterion is 'adition'"):
+        ScoreOptions("adition")
