@@ -26,6 +26,6 @@ def hidden_states(model: Any, batch: Any) -> Tensor:
 
     Transformers reads document borders off the positions (each document starts at 0); mixers read `cu_seqlens`.
     """
-    extra = {} if batch.cu_seqlens is None else {"cu_seqlens": batch.cu_seqlens}
+    extra = {"unpadded": True} | ({} if batch.cu_seqlens is None else {"cu_seqlens": batch.cu_seqlens})
     output = model.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **extra)
     return output.last_hidden_state

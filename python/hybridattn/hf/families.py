@@ -18,9 +18,8 @@ def check_teacher(config: Any) -> None:
     if family not in SUPPORTED:
         raise ValueError(f"teacher of family '{family}' is not supported; supported are {', '.join(SUPPORTED)}")
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+    if not kinds <= {"full_attention", "sliding_attention"}:
         raise ValueError(
-            f"teacher with layer types {', '.join(sorted(kinds))} and sliding_window="
-            f"{getattr(config, 'sliding_window', None)}: only full attention is supported; set sliding_window=None "
-            "where the context is shorter than the window"
+            f"teacher with layer types {', '.join(sorted(kinds))} is not supported; supported are full_attention and "
+            "sliding_attention"
         )

@@ -10,6 +10,7 @@ from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hybridattn import ops
+from hybridattn.hf.cache import HybridCache
 from hybridattn.hf.configuration import HybridConfig
 from hybridattn.nn import Mixer, build_mixer
 
@@ -75,6 +76,18 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.lm_head = value
 
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """Transformers' hook: the cache that `generate` fills."""
+        if generation_config.cache_implementation not in (None, "dynamic", "hybrid"):
+            raise ValueError(
+                f"generate: cache_implementation '{generation_config.cache_implementation}' cannot hold the state of "
+                "linear layers; leave it unset"
+            )
+        if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = HybridCache(self.config)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -99,13 +112,12 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             logits_to_keep: compute logits for the last so many positions only; 0 = all.
         """
         if use_cache and past_key_values is None:
-            from transformers import DynamicCache
-
-            past_key_values = DynamicCache(config=self.config)
+            past_key_values = HybridCache(self.config)
         if attention_mask is not None and attention_mask.dim() == 2:
             kwargs["padding_mask"] = attention_mask.bool()
             if position_ids is None and past_key_values is None:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+        kwargs["unpadded"] = attention_mask is None
         if cu_seqlens is not None:
             kwargs["cu_seqlens"] = cu_seqlens
         outputs = self.model(
@@ -118,6 +130,8 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden = outputs.last_hidden_state
+        if isinstance(past_key_values, HybridCache):
+            past_key_values.seen += hidden.shape[1]
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
         logits = self.lm_head(hidden if isinstance(keep, int) else hidden[:, keep, :])
         loss = None

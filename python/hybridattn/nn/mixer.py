@@ -72,14 +72,16 @@ class Mixer(nn.Module):
         *,
         padding_mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
+        unpadded: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
         """Drop-in for a Transformers attention module: returns (out [B, T, D], None).
 
         `attention_mask` may be the 2-D padding mask [B, Tk] or the 4-D mask that Transformers makes of it; a 4-D mask
         that says anything beyond causal attention with left padding raises ValueError (pass cu_seqlens instead).
+        `unpadded` says that there is no padding, so that nothing need be read off a mask, which may be a window's.
         """
-        if padding_mask is None and attention_mask is not None and cu_seqlens is None:
+        if padding_mask is None and attention_mask is not None and cu_seqlens is None and not unpadded:
             padding_mask = attention_mask if attention_mask.dim() == 2 else self._padding_of(attention_mask)
         state = None
         if past_key_values is not None:

@@ -39,6 +39,11 @@ TEACHERS = {
                                                          "head_dim": 12}),
     "mistral-groups2": (MistralForCausalLM, MistralConfig, {"num_attention_heads": 4, "num_key_value_heads": 2,
                                                             "sliding_window": None}),
+    "mistral-window": (MistralForCausalLM, MistralConfig, {"num_attention_heads": 4, "num_key_value_heads": 2,
+                                                           "sliding_window": 6}),
+    "qwen2-window": (Qwen2ForCausalLM, Qwen2Config, {"num_attention_heads": 4, "num_key_value_heads": 2,
+                                                     "use_sliding_window": True, "sliding_window": 6,
+                                                     "max_window_layers": 1}),
 }  # fmt: skip
 
 
@@ -59,6 +64,8 @@ def ids():
 
 
 def test_attention_as_mixer_is_the_teacher_bit_for_bit(teacher, ids):
+    if getattr(teacher.config, "sliding_window", None):
+        teacher = type(teacher)(type(teacher.config)(**(teacher.config.to_dict() | {"sliding_window": 64}))).eval()
     student = ha.convert(teacher, mixer="softmax_attention", verbose=False)
     assert torch.equal(student(ids).logits, teacher(ids).logits)
 
@@ -101,8 +108,11 @@ def test_save_load_and_copy(teacher, ids, tmp_path):
     assert narrow.mixers()[0].q_proj.weight.dtype == torch.bfloat16
 
 
-def test_generation(teacher, ids):
-    hybrid = ha.keep_softmax(ha.convert(teacher, verbose=False), teacher, [1])
+@pytest.mark.parametrize("kept", [[], [1], [0, 1, 2]])
+@pytest.mark.parametrize("mixer", ["gated_deltanet", "sliding_window"])
+def test_generation(teacher, ids, mixer, kept):
+    options = {"short_convolution": 3} if mixer == "gated_deltanet" else {"window": 5, "sinks": 2}
+    hybrid = ha.keep_softmax(ha.convert(teacher, mixer, options, verbose=False), teacher, kept)
     options = {"max_new_tokens": 6, "do_sample": False}
     cached = hybrid.generate(ids, use_cache=True, **options)
     assert torch.equal(cached, hybrid.generate(ids, use_cache=False, **options))
@@ -122,8 +132,39 @@ def test_packed_documents_do_not_see_each_other(teacher, ids):
         assert_close(states[:, :12], hf.hidden_states(model, Batch(ids[:, :12])))
 
 
+def test_kept_layers_keep_the_teachers_window(ids):
+    model, config, extra = TEACHERS["qwen2-window"]
+    teacher = model(config(**(SHAPE | extra))).eval()
+    hybrid = ha.keep_softmax(ha.convert(teacher, verbose=False), teacher, [0, 1, 2])
+    assert torch.equal(hybrid(ids).logits, teacher(ids).logits)
+    far = ids.clone()
+    far[:, 0] = (far[:, 0] + 1) % 97
+    linear = ha.convert(teacher, layers=[0], options={"output_gate": False}, verbose=False)
+    assert not torch.equal(linear(ids).logits[:, -1], linear(far).logits[:, -1]), "a mixer has no window"
+
+
+def test_a_cache_that_cannot_hold_a_state_is_refused(ids):
+    model, config, extra = TEACHERS["qwen3-wide-heads"]
+    hybrid = ha.convert(model(config(**(SHAPE | extra))).eval(), verbose=False)
+    with pytest.raises(ValueError, match="cache_implementation 'static' cannot hold the state"):
+        hybrid.generate(ids, max_new_tokens=2, cache_implementation="static")
+
+
+def test_beams_and_continued_caches(ids):
+    """A cache follows the beams, and a second call goes on where the first one stopped."""
+    model, config, extra = TEACHERS["llama-tied-groups3"]
+    hybrid = ha.convert(model(config(**(SHAPE | extra))).eval(), verbose=False)
+    options = {"max_new_tokens": 6, "do_sample": False, "num_beams": 3}
+    assert torch.equal(hybrid.generate(ids, **options), hybrid.generate(ids, use_cache=False, **options))
+    first = hybrid(ids[:, :13], use_cache=True)
+    second = hybrid(ids[:, 13:], past_key_values=first.past_key_values, use_cache=True)
+    assert_close(second.logits, hybrid(ids).logits[:, 13:], "logits")
+    assert second.past_key_values.get_seq_length() == 20
+
+
 def test_sliding_window_baseline(teacher, ids):
-    wide = ha.sliding_window(teacher, keep=[0], window=64, sinks=2)
+    own = getattr(teacher.config, "sliding_window", None)
+    wide = ha.sliding_window(teacher, keep=[0], window=own or 64, sinks=0 if own else 2)
     assert_close(wide(ids).logits, teacher(ids).logits, "logits")
     narrow = ha.sliding_window(teacher, keep=[0], window=3, sinks=1)
     assert not torch.allclose(narrow(ids).logits, teacher(ids).logits, atol=1e-4)
