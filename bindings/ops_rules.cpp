@@ -36,17 +36,17 @@ BackwardResult as_tuple(RuleGradients grad, const Tensor& q) {
 }
 
 template <class R>
-BackwardResult chunk_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g, const Optional& beta,
-                              double scale, const Optional& cu_seqlens, int64_t chunk_size, const Tensor& states,
-                              const Tensor& grad_out, const Optional& grad_final_state) {
-  return as_tuple(chunk_rule_backward<R>({q, k, v, g, beta}, scale, cu_seqlens, chunk_size, states, grad_out,
-                                         grad_final_state), q);
+BackwardResult chunk_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g,
+                              const Optional& beta, double scale, const Optional& cu_seqlens, int64_t chunk_size,
+                              const Tensor& states, const Tensor& grad_out, const Optional& grad_final_state) {
+  return as_tuple(
+      chunk_rule_backward<R>({q, k, v, g, beta}, scale, cu_seqlens, chunk_size, states, grad_out, grad_final_state), q);
 }
 
 template <class R>
-ChunkForwardResult chunk_meta(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g, const Optional& beta,
-                              double, const Optional& initial_state, const Optional& cu_seqlens, int64_t chunk_size,
-                              bool save_states) {
+ChunkForwardResult chunk_meta(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g,
+                              const Optional& beta, double, const Optional& initial_state, const Optional& cu_seqlens,
+                              int64_t chunk_size, bool save_states) {
   const auto options = v.options().dtype(state_dtype(v));
   const auto documents = cu_seqlens ? cu_seqlens->sym_size(0) - 1 : v.sym_size(0);
   // With packed documents the number of chunks depends on data; every document has at most one short chunk more.
@@ -65,8 +65,8 @@ BackwardResult chunk_backward_meta(const Tensor& q, const Tensor& k, const Tenso
   const auto like = [](const Tensor& x) { return at::empty_symint(x.sym_sizes(), x.options()); };
   const auto gate = [&](const Optional& x) { return x ? like(*x) : at::empty_symint({0}, q.options()); };
   const auto documents = cu_seqlens ? cu_seqlens->sym_size(0) - 1 : v.sym_size(0);
-  const auto state = at::empty_symint({documents, v.sym_size(2), k.sym_size(3), v.sym_size(3)},
-                                      v.options().dtype(state_dtype(v)));
+  const auto state =
+      at::empty_symint({documents, v.sym_size(2), k.sym_size(3), v.sym_size(3)}, v.options().dtype(state_dtype(v)));
   return {like(q), like(k), like(v), gate(g), gate(beta), state};
 }
 
@@ -86,8 +86,8 @@ struct DispatchedCalls {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow(("hybridattn::" + op_name<R>("chunk", "_backward")).c_str(), "")
                                .template typed<decltype(chunk_backward<R>)>();
-    auto [q, k, v, g, beta, state] = op.call(in.q, in.k, in.v, in.g, in.beta, scale, cu_seqlens, chunk_size, states,
-                                             grad_out, grad_final_state);
+    auto [q, k, v, g, beta, state] =
+        op.call(in.q, in.k, in.v, in.g, in.beta, scale, cu_seqlens, chunk_size, states, grad_out, grad_final_state);
     return {q, k, v, in.g ? g : Tensor(), in.beta ? beta : Tensor(), state};
   }
 };
@@ -102,8 +102,8 @@ ChunkForwardResult chunk_autograd(const Tensor& q, const Tensor& k, const Tensor
   if (!grad) {
     return DispatchedCalls<R>::forward({q, k, v, g, beta}, scale, initial_state, cu_seqlens, chunk_size, save_states);
   }
-  auto results = ChunkRuleFunction<R, DispatchedCalls<R>>::apply(q, k, v, g, beta, scale, initial_state, cu_seqlens,
-                                                                 chunk_size);
+  auto results =
+      ChunkRuleFunction<R, DispatchedCalls<R>>::apply(q, k, v, g, beta, scale, initial_state, cu_seqlens, chunk_size);
   return {results[0], results[1], at::empty({0}, results[1].options().requires_grad(false))};
 }
 
@@ -129,13 +129,18 @@ constexpr const char* kInputs = "Tensor q, Tensor k, Tensor v, Tensor? g, Tensor
 
 template <class R>
 void define(torch::Library& m) {
-  m.def(fmt::format("{}({}, float scale, Tensor? initial_state, Tensor? cu_seqlens, int chunk_size, bool save_states) -> "
-                    "(Tensor, Tensor, Tensor)", op_name<R>("chunk"), kInputs).c_str());
+  m.def(
+      fmt::format("{}({}, float scale, Tensor? initial_state, Tensor? cu_seqlens, int chunk_size, bool save_states) -> "
+                  "(Tensor, Tensor, Tensor)",
+                  op_name<R>("chunk"), kInputs)
+          .c_str());
   m.def(fmt::format("{}({}, float scale, Tensor? cu_seqlens, int chunk_size, Tensor states, Tensor grad_out, Tensor? "
                     "grad_final_state) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-                    op_name<R>("chunk", "_backward"), kInputs).c_str());
+                    op_name<R>("chunk", "_backward"), kInputs)
+            .c_str());
   m.def(fmt::format("{}({}, float scale, Tensor? initial_state, Tensor? cu_seqlens) -> (Tensor, Tensor)",
-                    op_name<R>("naive"), kInputs).c_str());
+                    op_name<R>("naive"), kInputs)
+            .c_str());
   m.def(fmt::format("{}({}, Tensor(a!) state, float scale) -> Tensor", op_name<R>("step"), kInputs).c_str());
 }
 
@@ -161,7 +166,6 @@ void implement_autograd(torch::Library& m) {
   m.impl(op_name<R>("step").c_str(), torch::autograd::autogradNotImplementedFallback());
 }
 
-
 } // namespace
 
 #define HYBRIDATTN_FOR_EACH_RULE(call, m)                                                                              \
@@ -170,10 +174,18 @@ void implement_autograd(torch::Library& m) {
   call<LightningRule>(m);                                                                                              \
   call<LinearAttentionRule>(m)
 
-TORCH_LIBRARY_FRAGMENT(hybridattn, m) { HYBRIDATTN_FOR_EACH_RULE(define, m); }
-TORCH_LIBRARY_IMPL(hybridattn, CompositeExplicitAutograd, m) { HYBRIDATTN_FOR_EACH_RULE(implement, m); }
-TORCH_LIBRARY_IMPL(hybridattn, Meta, m) { HYBRIDATTN_FOR_EACH_RULE(implement_meta, m); }
-TORCH_LIBRARY_IMPL(hybridattn, Autograd, m) { HYBRIDATTN_FOR_EACH_RULE(implement_autograd, m); }
+TORCH_LIBRARY_FRAGMENT(hybridattn, m) {
+  HYBRIDATTN_FOR_EACH_RULE(define, m);
+}
+TORCH_LIBRARY_IMPL(hybridattn, CompositeExplicitAutograd, m) {
+  HYBRIDATTN_FOR_EACH_RULE(implement, m);
+}
+TORCH_LIBRARY_IMPL(hybridattn, Meta, m) {
+  HYBRIDATTN_FOR_EACH_RULE(implement_meta, m);
+}
+TORCH_LIBRARY_IMPL(hybridattn, Autograd, m) {
+  HYBRIDATTN_FOR_EACH_RULE(implement_autograd, m);
+}
 
 namespace {
 template <class R>
@@ -181,4 +193,6 @@ void implement_naive(torch::Library& m) {
   m.impl(op_name<R>("naive").c_str(), TORCH_FN(naive<R>));
 }
 } // namespace
-TORCH_LIBRARY_IMPL(hybridattn, CompositeImplicitAutograd, m) { HYBRIDATTN_FOR_EACH_RULE(implement_naive, m); }
+TORCH_LIBRARY_IMPL(hybridattn, CompositeImplicitAutograd, m) {
+  HYBRIDATTN_FOR_EACH_RULE(implement_naive, m);
+}

@@ -1,5 +1,6 @@
 // Turns a teacher into a hybrid without a line of Python: convert, align, race, match, save.
-//   trainer <teacher folder> <tokens.safetensors: train [N, T], held_out [M, T]> <output folder> [layers to keep] [steps]
+//   trainer <teacher folder> <tokens.safetensors: train [N, T], held_out [M, T]> <output folder> [layers to keep]
+//   [steps]
 // Python loads the result: import hybridattn; AutoModelForCausalLM.from_pretrained("<output folder>")
 #include <ATen/Context.h>
 #include <hybridattn/distill/align.h>
@@ -89,19 +90,21 @@ int main(int count, char** arguments) try {
 
   auto [student, plan] = transfer::convert(teacher, "gated_deltanet");
   fmt::print("layer 0 of {}:\n{}", plan.size(), transfer::plan_text({plan.front()}));
-  distill::align(student, teacher, batches, small_stage("align", steps, batch_size, train.size(1)), printing("align", steps));
+  distill::align(student, teacher, batches, small_stage("align", steps, batch_size, train.size(1)),
+                 printing("align", steps));
 
   const auto kept = race(student, teacher, held_out, keep);
   auto hybrid = transfer::keep_softmax(student, teacher, kept);
   const double before = mean(distill::held_out_divergence(hybrid, teacher, held_out));
-  distill::match(hybrid, teacher, batches, small_stage("match", steps, batch_size, train.size(1)), printing("match", steps));
+  distill::match(hybrid, teacher, batches, small_stage("match", steps, batch_size, train.size(1)),
+                 printing("match", steps));
   const double after = mean(distill::held_out_divergence(hybrid, teacher, held_out));
 
   models::save_decoder(arguments[3], hybrid);
   io::write_json(std::filesystem::path(arguments[3]) / "result.json",
                  {{"softmax_layers", kept}, {"kl_before_match", before}, {"kl", after}});
-  fmt::print("softmax in layers {}  held-out KL {:.4f} -> {:.4f} nats/token  saved to {}\n", fmt::join(kept, ", "), before,
-             after, arguments[3]);
+  fmt::print("softmax in layers {}  held-out KL {:.4f} -> {:.4f} nats/token  saved to {}\n", fmt::join(kept, ", "),
+             before, after, arguments[3]);
 } catch (const std::exception& error) {
   fmt::print(stderr, "{}\n", error.what());
   return 1;

@@ -26,9 +26,13 @@ if find_spec("hybridattn.convert"):
     from hybridattn.convert import convert, keep_softmax, sliding_window
 
 if TYPE_CHECKING:
+    from hybridattn import _C as _C
     from hybridattn import data, distill, evaluate, nn, ops, report, select
     from hybridattn.data import TokenData
-    from hybridattn.distill import align, finetune, match, presets
+    from hybridattn.distill import presets
+    from hybridattn.distill.align import align
+    from hybridattn.distill.finetune import finetune
+    from hybridattn.distill.match import match
     from hybridattn.select import score_layers
 
 # Public name -> module that defines it.

@@ -41,7 +41,8 @@ class TransferPlan(list[PlanEntry]):
 
 def _shape(teacher: Any) -> dict[str, Any]:
     """The mixer options that the teacher's attention decides."""
-    config, module = teacher.config, attention(teacher, 0)
+    config: Any = teacher.config
+    module: Any = attention(teacher, 0)
     return {
         "hidden_size": config.hidden_size,
         "num_heads": config.num_attention_heads,

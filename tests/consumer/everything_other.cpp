@@ -1,4 +1,6 @@
 // The second file that includes the whole library.
 #include <hybridattn/hybridattn.h>
 
-const void* other_features() { return &hybridattn::cpu_features(); }
+const void* other_features() {
+  return &hybridattn::cpu_features();
+}

@@ -2,9 +2,9 @@
 #include <hybridattn/ops/gated_delta_rule.h>
 #include <hybridattn/version.h>
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/Parallel.h>
 
 #include <cstdio>
 

@@ -9,7 +9,9 @@
 #include <catch2/catch_all.hpp>
 using Catch::Approx;
 namespace Catch {
-inline auto Contains(const std::string& part) { return Matchers::ContainsSubstring(part); }
+inline auto Contains(const std::string& part) {
+  return Matchers::ContainsSubstring(part);
+}
 } // namespace Catch
 #else
 #include <catch2/catch.hpp>

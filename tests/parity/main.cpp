@@ -1,4 +1,5 @@
-// Runs the C++ side on what a Python test wrote, so that it can compare: parity <command> <in.safetensors> <out.safetensors>
+// Runs the C++ side on what a Python test wrote, so that it can compare: parity <command> <in.safetensors>
+// <out.safetensors>
 //   mixer     one mixer: outputs and gradients, whole or token by token
 //   decoder   a model folder: logits and greedy continuations
 //   stage     align, match or finetune over given batches: losses, and the trained student's folder
@@ -20,7 +21,8 @@ using namespace hybridattn;
 namespace {
 
 struct Request {
-  explicit Request(const std::string& path) : file(path), fields(nlohmann::json::parse(file.metadata().at("request"))) {}
+  explicit Request(const std::string& path)
+      : file(path), fields(nlohmann::json::parse(file.metadata().at("request"))) {}
 
   at::Tensor tensor(const std::string& name) const { return file.tensor(name); }
   std::optional<at::Tensor> optional(const std::string& name) const {
@@ -42,7 +44,8 @@ io::TensorMap run_mixer(const Request& request) {
       item.value().copy_(request.tensor("weights." + item.key()));
     }
   }
-  nn::MixerContext context{.padding_mask = request.optional("padding_mask"), .cu_seqlens = request.optional("cu_seqlens")};
+  nn::MixerContext context{.padding_mask = request.optional("padding_mask"),
+                           .cu_seqlens = request.optional("cu_seqlens")};
   const auto cos = request.optional("cos"), sin = request.optional("sin");
   if (cos) {
     context.rotary = {*cos, *sin};
@@ -53,7 +56,8 @@ io::TensorMap run_mixer(const Request& request) {
     std::vector<at::Tensor> outputs;
     for (int64_t begin = 0, count = prefill; begin < hidden.size(1); begin += count, count = 1) {
       auto part = context;
-      part.rotary = cos ? std::optional(std::pair(cos->narrow(1, begin, count), sin->narrow(1, begin, count))) : std::nullopt;
+      part.rotary =
+          cos ? std::optional(std::pair(cos->narrow(1, begin, count), sin->narrow(1, begin, count))) : std::nullopt;
       if (context.padding_mask) {
         part.padding_mask = context.padding_mask->narrow(1, 0, begin + count);
       }

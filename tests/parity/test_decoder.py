@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tolerances import assert_close
 from torch import Tensor
 
 import hybridattn as ha
+from tolerances import assert_close
 
 SHAPE = {
     "vocab_size": 97,
@@ -123,7 +123,9 @@ def test_what_cpp_saves_transformers_loads(cpp: Any, tmp_path: Path, hybrid: boo
     model = teacher("llama, one KV head, tied")
     if hybrid:
         model = ha.convert(model, "gated_deltanet", layers=[1], verbose=False)
-    cpp("decoder", {"ids": torch.zeros(1, 1, dtype=torch.long)}, model=saved(model, tmp_path / "a"), save=tmp_path / "b")
+    cpp(
+        "decoder", {"ids": torch.zeros(1, 1, dtype=torch.long)}, model=saved(model, tmp_path / "a"), save=tmp_path / "b"
+    )
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b")
     assert type(loaded) is type(model)
     expected = model.state_dict()
@@ -140,7 +142,7 @@ def test_shards(cpp: Any, tmp_path: Path) -> None:
         assert_close(cpp("decoder", {"ids": ids}, model=folder)["logits"], model(ids).logits, "logits")
     shutil.copy(sorted(folder.glob("model-*"))[0], folder / "kept")
     sorted(folder.glob("model-*.safetensors"))[0].unlink()
-    with pytest.raises(AssertionError, match="model-00001-of.*No such file"):
+    with pytest.raises(AssertionError, match=r"model-00001-of.*No such file"):
         cpp("decoder", {"ids": ids}, model=folder)
 
 

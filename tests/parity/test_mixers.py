@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from tolerances import assert_close
 from torch import Tensor
 
 from hybridattn.nn import build_mixer
 from hybridattn.nn.state import MixerState
+from tolerances import assert_close
 
 SHAPE = {"hidden_size": 24, "num_heads": 6, "num_kv_heads": 2, "head_dim": 6}
 EVERYTHING = {"qkv_bias": True, "output_bias": True, "qk_norm": True, "norm_eps": 1e-5}

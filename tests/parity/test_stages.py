@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tolerances import TOLERANCES, assert_close
 from torch import Tensor
 
 import hybridattn as ha
 from hybridattn.data import Batch
 from hybridattn.data.batch import document_marks
 from hybridattn.distill import Stage, align, finetune, match
+from tolerances import TOLERANCES, assert_close
 
 STEPS, ROWS, TOKENS = 6, 3, 20
 FIELDS: dict[str, Any] = {
@@ -64,9 +64,7 @@ class Batches:
 
     def tensors(self) -> dict[str, Tensor]:
         fields = ("input_ids", "position_ids", "cu_seqlens", "loss_mask")
-        return {
-            f"{step}.{field}": getattr(batch, field) for step, batch in enumerate(self.batches) for field in fields
-        }
+        return {f"{step}.{field}": getattr(batch, field) for step, batch in enumerate(self.batches) for field in fields}
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +113,9 @@ def test_both_loops_agree(cpp: Any, tmp_path: Path, models: tuple[Any, Any, Path
         moved = (expected[key] - before[key]).norm()
         # AdamW's first steps divide by the gradient's own size, which blows rounding up where a gradient is near 0.
         assert (tensor - expected[key]).norm() <= 2e-3 * moved + 1e-6, key
-    assert_close(answer["parts"].float(), torch.tensor(list(result.part_losses.values()) or result.losses[-1:]), "gradient")
+    assert_close(
+        answer["parts"].float(), torch.tensor(list(result.part_losses.values()) or result.losses[-1:]), "gradient"
+    )
 
 
 @pytest.mark.parametrize("name", ["align", "match", "finetune"])
@@ -129,14 +129,14 @@ def test_cpp_resumes_where_it_stopped(cpp: Any, tmp_path: Path, models: tuple[An
     tensors = batches.tensors()
     cut = {key: tensor for key, tensor in tensors.items() if int(key.split(".")[0]) < 5}
     checkpoint = tmp_path / "checkpoint.safetensors"
-    with pytest.raises(AssertionError, match="has no tensor 5.input_ids"):
+    with pytest.raises(AssertionError, match=r"has no tensor 5.input_ids"):
         cpp("stage", cut, **fields, checkpoint=checkpoint, save=tmp_path / "cut")
     late = {key: tensor for key, tensor in tensors.items() if int(key.split(".")[0]) >= 4}
     resumed = cpp("stage", late, **fields, checkpoint=checkpoint, save=tmp_path / "resumed")
     assert torch.equal(resumed["losses"], whole["losses"])
     whole_file, resumed_file = (tmp_path / run / "model.safetensors" for run in ("whole", "resumed"))
     assert whole_file.read_bytes() == resumed_file.read_bytes()
-    with pytest.raises(AssertionError, match="another recipe .lr was 0.001, is 0.01"):
+    with pytest.raises(AssertionError, match=r"another recipe .lr was 0.001, is 0.01"):
         cpp("stage", late, **(fields | {"stage": stage | {"lr": 0.01}}), checkpoint=checkpoint, save=tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
@@ -147,7 +147,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_checkpoint(
     _, _, folder = models
     stage = Stage(**(FIELDS | {"lr": 1e30, "mixer_lr": 1e30, "checkpoint_every": 1, "warmup_steps": 0}))
     checkpoint = tmp_path / "checkpoint.safetensors"
-    with pytest.raises(AssertionError, match=r"match: the (loss|gradient).* at step \d; the weights are those before it"):
+    with pytest.raises(
+        AssertionError, match=r"match: the (loss|gradient).* at step \d; the weights are those before it"
+    ):
         cpp(
             "stage", Batches().tensors(), name="match", student=folder / "student", teacher=folder / "teacher",
             stage=stage.model_dump(mode="json"), checkpoint=checkpoint, save=tmp_path / "x",

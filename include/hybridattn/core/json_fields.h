@@ -83,8 +83,8 @@ Fields fields_from_json(const std::string& owner, const nlohmann::json& json, Fi
              "', the nearest is '", nearest(item.key(), known), "'");
   }
   Fields::each_field(fields, [&](const char* name, auto& field) {
-    HA_CHECK(!json.contains(name) || detail::read_field(json[name], field), owner, ": ", name, " has the wrong type, got ",
-             json[name].dump());
+    HA_CHECK(!json.contains(name) || detail::read_field(json[name], field), owner, ": ", name,
+             " has the wrong type, got ", json[name].dump());
   });
   return fields;
 }

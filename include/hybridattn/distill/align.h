@@ -14,8 +14,8 @@ namespace hybridattn::distill {
 
 /// The alignment loss of every linear layer, averaged over layers.
 ///
-/// The teacher runs without gradient. Where one of its mixers has run, the student's mixer of that layer runs on the same
-/// input and its loss is back-propagated at once: memory holds one layer's activations at a time.
+/// The teacher runs without gradient. Where one of its mixers has run, the student's mixer of that layer runs on the
+/// same input and its loss is back-propagated at once: memory holds one layer's activations at a time.
 template <DecoderModel Student, DecoderModel Teacher>
 class AlignObjective {
 public:
@@ -49,7 +49,8 @@ public:
     std::vector<at::Tensor> losses;
     const auto mask = weights.to(at::kBool);
     auto options = batch.forward_options();
-    options.on_mixer = [&](int64_t layer, const at::Tensor& input, const at::Tensor& target, const nn::MixerContext& context) {
+    options.on_mixer = [&](int64_t layer, const at::Tensor& input, const at::Tensor& target,
+                           const nn::MixerContext& context) {
       if (std::find(layers_.begin(), layers_.end(), layer) != layers_.end()) {
         losses.push_back(at_layer(layer, input, target, context, mask, total));
       }
@@ -65,7 +66,8 @@ private:
                       const at::Tensor& mask, double total) {
     at::AutoGradMode enable(true);
     auto& mixer = student_.mixer(layer);
-    const auto prediction = mixer.forward(precision_.narrow() ? input : input.to(mixer.parameters().front().scalar_type()), context);
+    const auto prediction =
+        mixer.forward(precision_.narrow() ? input : input.to(mixer.parameters().front().scalar_type()), context);
     const auto wide = precision_.backward(target);
     const auto distance = ops::alignment_loss(prediction, target, mask, kind_, "sum") / total;
     (distance / static_cast<double>(layers_.size())).backward();
@@ -82,7 +84,8 @@ private:
 /// Stage 1 (RADLADS, arXiv 2505.03005, step 1): trains the student's linear mixers in place, nothing else.
 /// @param student, teacher  decoders of equal depth (models::Decoder or a model of your own)
 /// @returns the loss of every step, and of every linear layer at the last
-/// @throws c10::ValueError for what does not fit; c10::Error when a loss is not finite or a checkpoint cannot be written
+/// @throws c10::ValueError for what does not fit; c10::Error when a loss is not finite or a checkpoint cannot be
+/// written
 template <Decodable Student, Decodable Teacher, BatchSource S>
 StageResult align(Student& student, Teacher& teacher, S& source, const Stage& stage, const StageOptions& options = {}) {
   AlignObjective objective(model_of(student), model_of(teacher), stage);

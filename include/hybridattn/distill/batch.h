@@ -1,14 +1,14 @@
 // Batch: B packed sequences of T tokens and where their documents begin; and sources of batches.
 #pragma once
 
-#include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/nonzero.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/randperm.h>
-#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/TensorOperators.h>
 
 #include <concepts>
 #include <optional>
@@ -23,8 +23,8 @@ namespace hybridattn::distill {
 struct Batch {
   at::Tensor input_ids;                   ///< [B, T] int64
   std::optional<at::Tensor> position_ids; ///< [B, T] int64, 0 at each document's first token; none = a document per row
-  std::optional<at::Tensor> cu_seqlens;   ///< [N + 1] int64 borders over the flattened B * T, row ends included; or none
-  std::optional<at::Tensor> loss_mask;    ///< [B, T] bool, true where a token counts; none = all count
+  std::optional<at::Tensor> cu_seqlens; ///< [N + 1] int64 borders over the flattened B * T, row ends included; or none
+  std::optional<at::Tensor> loss_mask;  ///< [B, T] bool, true where a token counts; none = all count
 
   int64_t num_sequences() const { return input_ids.size(0); }
   int64_t num_tokens() const { return input_ids.numel(); }
@@ -67,8 +67,9 @@ public:
   /// @param sequences [N, T] int64, a document per row  @throws c10::ValueError when it has fewer rows than a batch
   TokenBatches(at::Tensor sequences, int64_t batch_size, uint64_t seed = 0)
       : sequences_(std::move(sequences)), batch_size_(batch_size), seed_(seed) {
-    HA_CHECK(sequences_.dim() == 2 && sequences_.scalar_type() == at::kLong, "TokenBatches: sequences must be int64 [N, T], ",
-             "got ", sequences_.scalar_type(), " ", sequences_.sizes());
+    HA_CHECK(sequences_.dim() == 2 && sequences_.scalar_type() == at::kLong,
+             "TokenBatches: sequences must be int64 [N, T], ", "got ", sequences_.scalar_type(), " ",
+             sequences_.sizes());
     HA_CHECK(batch_size_ > 0 && sequences_.size(0) >= batch_size_, "TokenBatches: ", sequences_.size(0),
              " sequences are fewer than a batch of ", batch_size_);
   }

@@ -34,14 +34,17 @@ inline at::Tensor next_token_labels(const Batch& batch) {
 template <DecoderModel Student>
 class FinetuneObjective {
 public:
-  FinetuneObjective(Student& student, const Stage& stage) : student_(student), precision_(stage), training_(student, stage) {
+  FinetuneObjective(Student& student, const Stage& stage)
+      : student_(student), precision_(stage), training_(student, stage) {
     HA_CHECK(stage.loss == "auto" || stage.loss == "cross_entropy", "finetune: unknown loss '", stage.loss,
              "', known is cross_entropy");
   }
 
   std::string name() const { return "finetune"; }
   std::vector<TrainedParameter> parameters() { return all_parameters(student_); }
-  at::Tensor weights(const Batch& batch) const { return next_token_labels(batch).ne(ops::kIgnoredLabel).to(at::kFloat); }
+  at::Tensor weights(const Batch& batch) const {
+    return next_token_labels(batch).ne(ops::kIgnoredLabel).to(at::kFloat);
+  }
 
   at::Tensor backward(const Batch& batch, const at::Tensor& weights, double total) {
     at::Tensor hidden;
@@ -50,9 +53,10 @@ public:
       hidden = student_.hidden_states(batch.input_ids, batch.forward_options());
     }
     const auto wide = precision_.backward(weights);
-    const auto share = ops::linear_cross_entropy(precision_.narrowed(hidden), precision_.narrowed(student_.head_weight()),
-                                                 next_token_labels(batch), "sum") /
-                       total;
+    const auto share =
+        ops::linear_cross_entropy(precision_.narrowed(hidden), precision_.narrowed(student_.head_weight()),
+                                  next_token_labels(batch), "sum") /
+        total;
     share.backward();
     return share.detach().to(at::kFloat).reshape({1});
   }

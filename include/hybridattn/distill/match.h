@@ -26,8 +26,8 @@ public:
       of_teacher.insert(parameter.value().const_data_ptr());
     }
     for (const auto& parameter : student.named_parameters()) {
-      HA_CHECK(!of_teacher.count(parameter.value().const_data_ptr()), "match: student and teacher share ", parameter.key(),
-               ": training the one would change the other");
+      HA_CHECK(!of_teacher.count(parameter.value().const_data_ptr()), "match: student and teacher share ",
+               parameter.key(), ": training the one would change the other");
     }
     HA_CHECK(student.head_weight().size(0) == teacher.head_weight().size(0), "match: the student's vocabulary has ",
              student.head_weight().size(0), " entries, the teacher's ", teacher.head_weight().size(0));
@@ -69,8 +69,8 @@ private:
   WholeModelTraining<Student> training_;
 };
 
-/// Stage 2 (RADLADS, arXiv 2505.03005, step 2): trains the whole student in place, mixers at stage.mixer_lr, the rest at lr.
-/// Parameters, result and errors as `align`.
+/// Stage 2 (RADLADS, arXiv 2505.03005, step 2): trains the whole student in place, mixers at stage.mixer_lr, the rest
+/// at lr. Parameters, result and errors as `align`.
 template <Decodable Student, Decodable Teacher, BatchSource S>
 StageResult match(Student& student, Teacher& teacher, S& source, const Stage& stage, const StageOptions& options = {}) {
   MatchObjective objective(model_of(student), model_of(teacher), stage);

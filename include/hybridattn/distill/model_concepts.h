@@ -21,7 +21,7 @@ concept DecoderModel = requires(M& model, int64_t layer, const at::Tensor& ids, 
   { model.mixer(layer) } -> std::same_as<nn::Mixer&>;
   { model.hidden_states(ids, options) } -> std::convertible_to<at::Tensor>;
   { model.head_weight() } -> std::convertible_to<at::Tensor>;
-  { model.named_parameters() };
+  {model.named_parameters()};
 };
 
 /// A model or a module holder of one (`models::Decoder`).

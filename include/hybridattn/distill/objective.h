@@ -1,8 +1,8 @@
 // Objective: what a stage trains, and how one micro-batch's gradient is computed. The loop (trainer.h) does the rest.
 #pragma once
 
-#include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/core/Tensor.h>
 
 #include <concepts>
 #include <set>
@@ -28,7 +28,8 @@ struct TrainedParameter {
 ///   name()                           of the stage
 ///   parameters()                     each once
 ///   weights(batch)                   [B, T] fp32, weight of each token in the mean
-///   backward(batch, weights, total)  adds the gradient of sum(weights * loss) / total to the parameters and returns that
+///   backward(batch, weights, total)  adds the gradient of sum(weights * loss) / total to the parameters and returns
+///   that
 ///                                    value per part (layers in stage 1), fp32; the stage's loss is the parts' mean
 template <class O>
 concept Objective = requires(O& objective, const Batch& batch, const at::Tensor& weights, double total) {

@@ -123,10 +123,14 @@ inline void Stage::check() const {
     schedule_of(mixer).check();
 }
 
-inline std::vector<std::string> stage_field_names() { return field_names<Stage>(); }
+inline std::vector<std::string> stage_field_names() {
+  return field_names<Stage>();
+}
 
 /// Every field with its value; an optional without one is null.
-inline nlohmann::json to_json(const Stage& stage) { return fields_to_json(stage); }
+inline nlohmann::json to_json(const Stage& stage) {
+  return fields_to_json(stage);
+}
 
 /// `stage` with the fields that `json` has, checked.
 /// @throws c10::ValueError naming an unknown field and the nearest known one, or a value of the wrong type or range

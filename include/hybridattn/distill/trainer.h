@@ -39,7 +39,8 @@ struct StageResult {
 };
 
 struct StageOptions {
-  std::optional<std::filesystem::path> checkpoint; ///< a file to resume from where it exists, and to save to; none = neither
+  std::optional<std::filesystem::path>
+      checkpoint; ///< a file to resume from where it exists, and to save to; none = neither
   std::function<void(const StepRecord&)> on_step = [](const StepRecord&) {};
 };
 
@@ -128,8 +129,10 @@ public:
       if (state["adam_steps"].contains(parameter.name)) {
         auto adam = std::make_unique<torch::optim::AdamWParamState>();
         adam->step(state["adam_steps"][parameter.name].get<int64_t>());
-        adam->exp_avg(file.tensor("exp_avg." + parameter.name).to(parameter.tensor.device(), parameter.tensor.scalar_type(), false, true));
-        adam->exp_avg_sq(file.tensor("exp_avg_sq." + parameter.name).to(parameter.tensor.device(), parameter.tensor.scalar_type(), false, true));
+        adam->exp_avg(file.tensor("exp_avg." + parameter.name)
+                          .to(parameter.tensor.device(), parameter.tensor.scalar_type(), false, true));
+        adam->exp_avg_sq(file.tensor("exp_avg_sq." + parameter.name)
+                             .to(parameter.tensor.device(), parameter.tensor.scalar_type(), false, true));
         optimizer_.state()[parameter.tensor.unsafeGetTensorImpl()] = std::move(adam);
       }
     }
@@ -192,10 +195,12 @@ private:
         place += (place.empty() ? " in part " : ", ") + std::to_string(i);
       }
     }
-    const auto what = std::isfinite(loss) ? "the gradient's norm is " + std::to_string(norm) : "the loss is " + std::to_string(loss);
-    TORCH_CHECK(false, objective_.name(), ": ", what, " at step ", step(), place,
-                "; the weights are those before it and the last checkpoint is untouched; lower lr or mixer_lr, or raise "
-                "warmup_steps");
+    const auto what =
+        std::isfinite(loss) ? "the gradient's norm is " + std::to_string(norm) : "the loss is " + std::to_string(loss);
+    TORCH_CHECK(
+        false, objective_.name(), ": ", what, " at step ", step(), place,
+        "; the weights are those before it and the last checkpoint is untouched; lower lr or mixer_lr, or raise "
+        "warmup_steps");
   }
 
   std::vector<torch::optim::OptimizerParamGroup> groups() {
@@ -220,7 +225,10 @@ private:
   }
 
   torch::optim::AdamWOptions defaults() const {
-    return torch::optim::AdamWOptions(stage_.lr).betas({stage_.betas[0], stage_.betas[1]}).eps(stage_.eps).weight_decay(0);
+    return torch::optim::AdamWOptions(stage_.lr)
+        .betas({stage_.betas[0], stage_.betas[1]})
+        .eps(stage_.eps)
+        .weight_decay(0);
   }
 
   /// What makes a run's result; two runs with equal recipes are the same run.
@@ -237,11 +245,12 @@ private:
     std::string differences;
     for (const auto& item : now.items()) {
       if (!saved.contains(item.key()) || saved[item.key()] != item.value()) {
-        differences += (differences.empty() ? "" : "; ") + item.key() + " was " + saved.value(item.key(), nlohmann::json()).dump() +
-                       ", is " + item.value().dump();
+        differences += (differences.empty() ? "" : "; ") + item.key() + " was " +
+                       saved.value(item.key(), nlohmann::json()).dump() + ", is " + item.value().dump();
       }
     }
-    HA_CHECK(differences.empty(), where, ": belongs to another recipe (", differences, "); choose another file or remove it");
+    HA_CHECK(differences.empty(), where, ": belongs to another recipe (", differences,
+             "); choose another file or remove it");
   }
 
   O& objective_;

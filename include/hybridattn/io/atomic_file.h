@@ -14,8 +14,9 @@
 
 namespace hybridattn::io {
 
-/// A new file at `path`, which appears there (over an older one) when `commit` returns. Without a commit nothing is left.
-/// Every function throws c10::Error with the system's reason (a full disk, for example); the older file is then intact.
+/// A new file at `path`, which appears there (over an older one) when `commit` returns. Without a commit nothing is
+/// left. Every function throws c10::Error with the system's reason (a full disk, for example); the older file is then
+/// intact.
 class AtomicFile {
 public:
   explicit AtomicFile(std::filesystem::path path) : path_(std::move(path)), temporary_(path_) {

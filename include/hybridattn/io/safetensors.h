@@ -28,10 +28,18 @@ using TensorMap = std::map<std::string, at::Tensor>;
 namespace detail {
 
 inline const std::vector<std::pair<std::string, at::ScalarType>>& safetensors_dtypes() {
-  static const std::vector<std::pair<std::string, at::ScalarType>> dtypes = {
-      {"F64", at::kDouble}, {"F32", at::kFloat}, {"F16", at::kHalf}, {"BF16", at::kBFloat16}, {"I64", at::kLong},
-      {"I32", at::kInt},    {"I16", at::kShort}, {"I8", at::kChar},  {"U8", at::kByte},       {"BOOL", at::kBool},
-      {"F8_E4M3", at::kFloat8_e4m3fn}, {"F8_E5M2", at::kFloat8_e5m2}};
+  static const std::vector<std::pair<std::string, at::ScalarType>> dtypes = {{"F64", at::kDouble},
+                                                                             {"F32", at::kFloat},
+                                                                             {"F16", at::kHalf},
+                                                                             {"BF16", at::kBFloat16},
+                                                                             {"I64", at::kLong},
+                                                                             {"I32", at::kInt},
+                                                                             {"I16", at::kShort},
+                                                                             {"I8", at::kChar},
+                                                                             {"U8", at::kByte},
+                                                                             {"BOOL", at::kBool},
+                                                                             {"F8_E4M3", at::kFloat8_e4m3fn},
+                                                                             {"F8_E5M2", at::kFloat8_e5m2}};
   return dtypes;
 }
 
@@ -48,8 +56,8 @@ public:
     HA_CHECK(file_->size() >= prefix, path_, ": not a safetensors file, ", file_->size(), " bytes");
     uint64_t header_size = 0;
     std::memcpy(&header_size, file_->data(), prefix);
-    HA_CHECK(header_size <= file_->size() - prefix, path_, ": not a safetensors file or cut off: a header of ", header_size,
-             " bytes in a file of ", file_->size());
+    HA_CHECK(header_size <= file_->size() - prefix, path_, ": not a safetensors file or cut off: a header of ",
+             header_size, " bytes in a file of ", file_->size());
     const char* text = reinterpret_cast<const char*>(file_->data()) + prefix;
     const auto header = nlohmann::json::parse(text, text + header_size, nullptr, /*allow_exceptions=*/false);
     HA_CHECK(header.is_object(), path_, ": not a safetensors file, its header is no JSON object");
@@ -89,7 +97,8 @@ public:
       std::memcpy(copy.mutable_data_ptr(), bytes, entry.end - entry.begin);
       return copy;
     }
-    return at::from_blob(bytes, entry.shape, [keep = file_](void*) {}, options);
+    return at::from_blob(
+        bytes, entry.shape, [keep = file_](void*) {}, options);
   }
 
   TensorMap tensors() const {
@@ -118,7 +127,8 @@ private:
   void read_entry(const std::string& name, const nlohmann::json& json) {
     const auto naturals = [&](const char* key) {
       std::vector<uint64_t> numbers;
-      HA_CHECK(json.is_object() && json.contains(key) && json[key].is_array(), path_, ": tensor ", name, " has no ", key);
+      HA_CHECK(json.is_object() && json.contains(key) && json[key].is_array(), path_, ": tensor ", name, " has no ",
+               key);
       for (const auto& number : json[key]) {
         HA_CHECK(number.is_number_unsigned(), path_, ": tensor ", name, " has ", key, " ", json[key].dump());
         numbers.push_back(number.get<uint64_t>());
@@ -132,7 +142,8 @@ private:
     Entry entry;
     entry.begin = offsets[0];
     entry.end = offsets[1];
-    const std::string dtype = json.contains("dtype") && json["dtype"].is_string() ? json["dtype"].get<std::string>() : "";
+    const std::string dtype =
+        json.contains("dtype") && json["dtype"].is_string() ? json["dtype"].get<std::string>() : "";
     const auto& known = detail::safetensors_dtypes();
     const auto found = std::find_if(known.begin(), known.end(), [&](const auto& row) { return row.first == dtype; });
     HA_CHECK(found != known.end(), path_, ": tensor ", name, " has the unknown dtype '", dtype, "'");
@@ -145,8 +156,8 @@ private:
       bytes *= size;
       entry.shape.push_back(static_cast<int64_t>(size));
     }
-    HA_CHECK(bytes == entry.end - entry.begin, path_, ": tensor ", name, " of shape ", json["shape"].dump(), " needs ", bytes,
-             " bytes, its data_offsets span ", entry.end - entry.begin);
+    HA_CHECK(bytes == entry.end - entry.begin, path_, ": tensor ", name, " of shape ", json["shape"].dump(), " needs ",
+             bytes, " bytes, its data_offsets span ", entry.end - entry.begin);
     entries_[name] = std::move(entry);
   }
 
@@ -181,9 +192,8 @@ inline void save_safetensors(const std::filesystem::path& path, const TensorMap&
   header["__metadata__"] = metadata;
   // Wide types first: then every tensor is aligned to its type.
   std::vector<std::pair<std::string, at::Tensor>> order(tensors.begin(), tensors.end());
-  std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
-    return a.second.element_size() > b.second.element_size();
-  });
+  std::stable_sort(order.begin(), order.end(),
+                   [](const auto& a, const auto& b) { return a.second.element_size() > b.second.element_size(); });
   uint64_t offset = 0;
   for (const auto& [name, tensor] : order) {
     const auto& known = detail::safetensors_dtypes();

@@ -28,11 +28,11 @@ struct ModelConfig {
   bool qk_norm = false;
   bool tie_word_embeddings = false;
   ops::RotaryOptions rotary;
-  std::vector<int64_t> window;         ///< per layer, of its softmax attention; 0 = all positions
-  std::vector<bool> linear;            ///< per layer: replaced by a mixer of kind `mixer`
-  std::string mixer;                   ///< kind, where any layer is replaced
-  nlohmann::json mixer_options;        ///< of that kind
-  nlohmann::json teacher;              ///< the config.json of the teacher, as it was read
+  std::vector<int64_t> window;  ///< per layer, of its softmax attention; 0 = all positions
+  std::vector<bool> linear;     ///< per layer: replaced by a mixer of kind `mixer`
+  std::string mixer;            ///< kind, where any layer is replaced
+  nlohmann::json mixer_options; ///< of that kind
+  nlohmann::json teacher;       ///< the config.json of the teacher, as it was read
 
   /// Options of the softmax attention in `layer`.
   nn::SoftmaxAttentionOptions attention_options(int64_t layer) const {

@@ -40,8 +40,9 @@ public:
         post_attention_layernorm(
             register_module("post_attention_layernorm", nn::RMSNorm(config.hidden_size, config.norm_eps))),
         mlp(register_module("mlp", nn::MLP(config.hidden_size, config.intermediate_size, config.mlp_bias))),
-        self_attn_(config.is_linear(layer) ? nn::build_mixer(config.mixer, config.mixer_options)
-                                           : std::make_shared<nn::SoftmaxAttentionImpl>(config.attention_options(layer))) {
+        self_attn_(config.is_linear(layer)
+                       ? nn::build_mixer(config.mixer, config.mixer_options)
+                       : std::make_shared<nn::SoftmaxAttentionImpl>(config.attention_options(layer))) {
     register_module("self_attn", self_attn_);
   }
 
@@ -96,7 +97,8 @@ TORCH_MODULE(DecoderBody);
 ///   auto logits = teacher->logits(hidden);       // [B, T, V]
 class DecoderImpl : public torch::nn::Module {
 public:
-  explicit DecoderImpl(ModelConfig given) : config(std::move(given)), body(register_module("model", DecoderBody(config))) {
+  explicit DecoderImpl(ModelConfig given)
+      : config(std::move(given)), body(register_module("model", DecoderBody(config))) {
     if (!config.tie_word_embeddings) {
       lm_head = register_module(
           "lm_head", torch::nn::Linear(torch::nn::LinearOptions(config.hidden_size, config.vocab_size).bias(false)));
@@ -119,8 +121,9 @@ public:
     config.linear[layer] = false;
     if (mixer->options_json() != fields_to_json(own)) {
       HA_CHECK(!config.is_hybrid() || (config.mixer == mixer->kind() && config.mixer_options == mixer->options_json()),
-               "replace_mixer: another layer has the mixer ", config.mixer, " ", config.mixer_options.dump(), ", this one is ",
-               mixer->kind(), " ", mixer->options_json().dump(), "; a decoder has one kind beside its own attention");
+               "replace_mixer: another layer has the mixer ", config.mixer, " ", config.mixer_options.dump(),
+               ", this one is ", mixer->kind(), " ", mixer->options_json().dump(),
+               "; a decoder has one kind beside its own attention");
       config.linear[layer] = true;
       config.mixer = mixer->kind();
       config.mixer_options = mixer->options_json();
@@ -131,8 +134,8 @@ public:
   /// Hidden states after the final norm. @param ids [B, T] int64  @returns [B, T, D]
   /// @throws c10::ValueError: ids outside the vocabulary, or shapes that disagree
   at::Tensor hidden_states(const at::Tensor& ids, const nn::ForwardOptions& options = {}, Cache* cache = nullptr) {
-    HA_CHECK(ids.dim() == 2 && ids.scalar_type() == at::kLong, "decoder: ids must be int64 [B, T], got ", ids.scalar_type(),
-             " ", ids.sizes());
+    HA_CHECK(ids.dim() == 2 && ids.scalar_type() == at::kLong, "decoder: ids must be int64 [B, T], got ",
+             ids.scalar_type(), " ", ids.sizes());
     HA_CHECK(ids.numel() == 0 || (ids.min().item<int64_t>() >= 0 && ids.max().item<int64_t>() < config.vocab_size),
              "decoder: ids must be in [0, ", config.vocab_size, "); is this the model's own tokenizer?");
     const auto positions = position_ids(ids, options, cache);
@@ -142,7 +145,8 @@ public:
     context.rotary = ops::rotary_cos_sin(frequencies, positions, hidden.scalar_type());
     for (int64_t layer = 0; layer < num_layers(); ++layer) {
       const auto block = [&, layer, context](const at::Tensor& x) {
-        return body->layers[layer]->forward(x, context, cache ? &cache->layers[layer] : nullptr, layer, options.on_mixer);
+        return body->layers[layer]->forward(x, context, cache ? &cache->layers[layer] : nullptr, layer,
+                                            options.on_mixer);
       };
       hidden = gradient_checkpointing && !cache ? nn::recomputed(detached(layer, context, options.on_mixer), hidden)
                                                 : block(hidden);

@@ -54,7 +54,8 @@ inline void load_weights(DecoderImpl& decoder, const io::TensorMap& tensors, con
   }
   for (const auto& [name, tensor] : tensors) {
     // A tied head may be stored a second time, a rotary table is computed.
-    const bool redundant = (name == "lm_head.weight" && decoder.config.tie_word_embeddings) || name.ends_with("rotary_emb.inv_freq");
+    const bool redundant =
+        (name == "lm_head.weight" && decoder.config.tie_word_embeddings) || name.ends_with("rotary_emb.inv_freq");
     if (!parameters.contains(name) && !redundant) {
       left_over.push_back(name);
     }
@@ -104,7 +105,10 @@ inline void save_decoder(const std::filesystem::path& folder, const Decoder& dec
   io::save_safetensors(folder / "model.safetensors", tensors);
   auto config = model_config_json(decoder->config);
   const auto dtype = decoder->head_weight().scalar_type();
-  config["dtype"] = dtype == at::kBFloat16 ? "bfloat16" : dtype == at::kHalf ? "float16" : dtype == at::kDouble ? "float64" : "float32";
+  config["dtype"] = dtype == at::kBFloat16 ? "bfloat16"
+                    : dtype == at::kHalf   ? "float16"
+                    : dtype == at::kDouble ? "float64"
+                                           : "float32";
   io::write_json(folder / "config.json", config);
 }
 

@@ -117,7 +117,8 @@ inline ModelConfig read_teacher_config(const nlohmann::json& json, const std::st
   model.num_layers = config.get<int64_t>("num_hidden_layers");
   model.num_heads = config.get<int64_t>("num_attention_heads");
   model.num_kv_heads = config.get<int64_t>("num_key_value_heads", model.num_heads);
-  HA_CHECK(model.num_heads > 0 && model.num_layers > 0, where, ": num_attention_heads and num_hidden_layers must be > 0");
+  HA_CHECK(model.num_heads > 0 && model.num_layers > 0, where,
+           ": num_attention_heads and num_hidden_layers must be > 0");
   model.head_dim = config.get<int64_t>("head_dim", qwen3 ? 128 : model.hidden_size / model.num_heads);
   model.norm_eps = config.get<double>("rms_norm_eps", 1e-6);
   const bool attention_bias = config.get<bool>("attention_bias", false);
@@ -160,8 +161,8 @@ inline ModelConfig read_model_config(const nlohmann::json& json, const std::stri
   return model;
 }
 
-/// The config.json that Python's `AutoModelForCausalLM` and `read_model_config` read: the teacher's own where no layer was
-/// replaced, otherwise that of a hybrid.
+/// The config.json that Python's `AutoModelForCausalLM` and `read_model_config` read: the teacher's own where no layer
+/// was replaced, otherwise that of a hybrid.
 inline nlohmann::json model_config_json(const ModelConfig& model) {
   if (!model.is_hybrid()) {
     auto json = model.teacher;

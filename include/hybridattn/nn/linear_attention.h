@@ -2,12 +2,12 @@
 // Letters: B batch, T tokens, H heads, HKV projected key/value heads, K key dim, V value dim, W convolution width.
 #pragma once
 
-#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/TensorOperators.h>
 #include <torch/nn/modules/linear.h>
 
 #include "hybridattn/nn/mixer.h"
@@ -127,11 +127,11 @@ public:
 
   Options options;
   torch::nn::Linear q_proj{nullptr}, k_proj{nullptr}, v_proj{nullptr}, o_proj{nullptr};
-  RMSNorm q_norm{nullptr}, k_norm{nullptr};                                       ///< empty without options.qk_norm
-  ShortConvolution q_conv1d{nullptr}, k_conv1d{nullptr}, v_conv1d{nullptr};       ///< empty without short_convolution
-  torch::nn::Linear g_proj{nullptr};                                              ///< empty without output_gate
-  RMSNorm o_norm{nullptr};                                                        ///< empty without output_norm
-  torch::nn::Linear b_proj{nullptr};                                              ///< empty unless the rule corrects
+  RMSNorm q_norm{nullptr}, k_norm{nullptr};                                 ///< empty without options.qk_norm
+  ShortConvolution q_conv1d{nullptr}, k_conv1d{nullptr}, v_conv1d{nullptr}; ///< empty without short_convolution
+  torch::nn::Linear g_proj{nullptr};                                        ///< empty without output_gate
+  RMSNorm o_norm{nullptr};                                                  ///< empty without output_norm
+  torch::nn::Linear b_proj{nullptr};                                        ///< empty unless the rule corrects
 
 protected:
   torch::nn::Linear linear(const char* name, int64_t in, int64_t out, bool bias) {

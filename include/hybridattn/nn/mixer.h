@@ -19,8 +19,9 @@ namespace hybridattn::nn {
 /// What a mixer is told besides the hidden states.
 struct MixerContext {
   std::optional<std::pair<at::Tensor, at::Tensor>> rotary; ///< (cos, sin), each [B or 1, T, R]
-  std::optional<at::Tensor> padding_mask;                  ///< [B, T] (or all seen so far), true = token; padding is left
-  std::optional<at::Tensor> cu_seqlens; ///< [N + 1] int64, borders of documents over the flattened B * T, row ends included
+  std::optional<at::Tensor> padding_mask; ///< [B, T] (or all seen so far), true = token; padding is left
+  std::optional<at::Tensor>
+      cu_seqlens; ///< [N + 1] int64, borders of documents over the flattened B * T, row ends included
 };
 
 /// Base of every mixer.
@@ -42,8 +43,8 @@ public:
   virtual nlohmann::json options_json() const = 0;
 
   void pretty_print(std::ostream& stream) const override {
-    stream << kind() << "(heads=" << shape().num_heads << "/" << shape().num_kv_heads << ", head_dim=" << shape().head_dim
-           << ", rotary=" << shape().rotary << ")";
+    stream << kind() << "(heads=" << shape().num_heads << "/" << shape().num_kv_heads
+           << ", head_dim=" << shape().head_dim << ", rotary=" << shape().rotary << ")";
   }
 
 protected:
@@ -54,9 +55,9 @@ protected:
              ": rotary (cos, sin) is missing; pass it or build the mixer with rotary \"drop\"");
     HA_CHECK(!context.cu_seqlens || state == nullptr, kind(),
              ": cu_seqlens (whole documents) and a state (one continued sequence) exclude each other");
-    HA_CHECK(!context.padding_mask || (context.padding_mask->dim() == 2 &&
-                                       context.padding_mask->size(0) == hidden_states.size(0) &&
-                                       context.padding_mask->size(1) >= hidden_states.size(1)),
+    HA_CHECK(!context.padding_mask ||
+                 (context.padding_mask->dim() == 2 && context.padding_mask->size(0) == hidden_states.size(0) &&
+                  context.padding_mask->size(1) >= hidden_states.size(1)),
              kind(), ": padding_mask must be [", hidden_states.size(0), ", ", hidden_states.size(1),
              "] (or cover earlier positions too), got ",
              context.padding_mask ? context.padding_mask->sizes() : at::IntArrayRef{});
@@ -64,6 +65,8 @@ protected:
 };
 
 /// [B, T, ...] as one row [1, B * T, ...]: how documents are packed for the ops.
-inline at::Tensor one_row(const at::Tensor& x) { return x.flatten(0, 1).unsqueeze(0); }
+inline at::Tensor one_row(const at::Tensor& x) {
+  return x.flatten(0, 1).unsqueeze(0);
+}
 
 } // namespace hybridattn::nn

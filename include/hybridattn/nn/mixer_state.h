@@ -2,10 +2,10 @@
 // Letters: B batch, T tokens, H heads, HKV key/value heads, K key dim, V value dim, W convolution width, C channels.
 #pragma once
 
-#include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/ones.h>
+#include <ATen/TensorOperators.h>
 
 #include <algorithm>
 #include <optional>
@@ -47,7 +47,8 @@ private:
   int64_t tokens_ = 0;
 };
 
-/// State of one mixer. An empty one starts a sequence; Mixer::forward reads and updates it in place. Not differentiable.
+/// State of one mixer. An empty one starts a sequence; Mixer::forward reads and updates it in place. Not
+/// differentiable.
 struct MixerState {
   at::Tensor recurrent;   ///< [B, H, K, V] fp32 (fp64): a linear rule's state
   at::Tensor convolution; ///< [B, C, W - 1]: inputs of the short convolutions of q, k and v, side by side
@@ -71,8 +72,8 @@ struct MixerState {
     } else if (padding_mask->size(1) == tokens && before > 0) {
       padding = at::cat({past(), padding_mask->to(at::kBool)}, 1);
     } else {
-      HA_CHECK(padding_mask->size(1) == before + tokens, "softmax_attention: padding_mask covers ", padding_mask->size(1),
-               " positions, expected the ", tokens, " new ones or all ", before + tokens);
+      HA_CHECK(padding_mask->size(1) == before + tokens, "softmax_attention: padding_mask covers ",
+               padding_mask->size(1), " positions, expected the ", tokens, " new ones or all ", before + tokens);
       padding = padding_mask->to(at::kBool);
     }
     return padding.defined() ? std::optional(padding) : std::nullopt;

@@ -74,9 +74,9 @@ struct LinearAttentionOptions : MixerOptions {
   std::string kv_sharing = "cloned"; ///< "cloned": a key/value head per query head; "shared": num_kv_heads, repeated
   std::string activation = "silu";   ///< on q, k and v: "silu" or "none"
   bool l2_norm = true;               ///< L2-normalise each query and key head before the rule
-  int64_t short_convolution = 0;     ///< width of a causal depthwise convolution on q, k, v before the activation; 0 = none
-  bool output_gate = true;           ///< multiply the (normalised) output by SiLU(g_proj x)
-  bool output_norm = true;           ///< RMSNorm over each value head before the gate
+  int64_t short_convolution = 0; ///< width of a causal depthwise convolution on q, k, v before the activation; 0 = none
+  bool output_gate = true;       ///< multiply the (normalised) output by SiLU(g_proj x)
+  bool output_norm = true;       ///< RMSNorm over each value head before the gate
 
   template <class Self, class Visit>
   static void each_field(Self& self, Visit&& visit) {
@@ -98,8 +98,8 @@ struct LinearAttentionOptions : MixerOptions {
              ": short_convolution must be 0 (off) or at least 2, got ", short_convolution);
     HA_CHECK(kv_sharing == "cloned" || kv_sharing == "shared", owner, ": kv_sharing must be cloned or shared, got '",
              kv_sharing, "'");
-    HA_CHECK(activation == "silu" || activation == "none", owner, ": activation must be silu or none, got '", activation,
-             "'");
+    HA_CHECK(activation == "silu" || activation == "none", owner, ": activation must be silu or none, got '",
+             activation, "'");
   }
 
   /// Heads that k_proj and v_proj produce.
@@ -128,7 +128,8 @@ struct GatedDeltaNetOptions : DeltaNetOptions {
 struct LightningOptions : LinearAttentionOptions {
   static constexpr const char* kind = "lightning";
 
-  std::string decay_slopes = "lightning"; ///< "lightning": -2^(-8 h / H), h = 1..H; "retnet": log(1 - 2^(-5 - h)), h from 0
+  std::string decay_slopes =
+      "lightning"; ///< "lightning": -2^(-8 h / H), h = 1..H; "retnet": log(1 - 2^(-5 - h)), h from 0
 
   template <class Self, class Visit>
   static void each_field(Self& self, Visit&& visit) {

@@ -2,8 +2,8 @@
 // (Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174.)
 #pragma once
 
-#include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 

@@ -1,10 +1,10 @@
 // How far a mixer's output is from the teacher's attention output.
 #pragma once
 
-#include <ATen/TensorOperators.h>
 #include <ATen/ops/cosine_similarity.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
+#include <ATen/TensorOperators.h>
 #include <hybridattn/core/check.h>
 #include <hybridattn/ops/rule.h>
 
@@ -21,8 +21,8 @@ namespace hybridattn::ops {
 inline at::Tensor alignment_loss(const at::Tensor& prediction, const at::Tensor& target,
                                  const std::optional<at::Tensor>& mask = {}, const std::string& kind = "l2_norm",
                                  const std::string& reduction = "mean") {
-  HA_CHECK(prediction.sizes() == target.sizes() && prediction.dim() >= 1, "alignment_loss: target must have prediction's ",
-           prediction.sizes(), ", got ", target.sizes());
+  HA_CHECK(prediction.sizes() == target.sizes() && prediction.dim() >= 1,
+           "alignment_loss: target must have prediction's ", prediction.sizes(), ", got ", target.sizes());
   const auto token_shape = prediction.sizes().slice(0, prediction.dim() - 1);
   HA_CHECK(!mask || mask->sizes() == token_shape, "alignment_loss: mask must be ", token_shape, ", got ",
            mask ? mask->sizes() : at::IntArrayRef{});

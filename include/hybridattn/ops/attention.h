@@ -2,12 +2,12 @@
 // Letters: Tq queries, Tk keys, H query heads, HKV key/value heads, K head dim.
 #pragma once
 
-#include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/searchsorted.h>
+#include <ATen/TensorOperators.h>
 #include <hybridattn/core/check.h>
 
 #include <algorithm>
@@ -83,12 +83,13 @@ private:
 /// @throws c10::ValueError if shapes disagree
 inline at::Tensor softmax_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                     const AttentionOptions& options = {}) {
-  HA_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4, "softmax_attention: q, k, v must be [B, T, H, D], got ", q.sizes(),
-           ", ", k.sizes(), ", ", v.sizes());
+  HA_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4, "softmax_attention: q, k, v must be [B, T, H, D], got ",
+           q.sizes(), ", ", k.sizes(), ", ", v.sizes());
   HA_CHECK(k.size(3) == q.size(3), "softmax_attention: k has head dimension ", k.size(3), ", q has ", q.size(3));
   HA_CHECK(k.size(1) == v.size(1) && k.size(2) == v.size(2), "softmax_attention: v must have k's tokens and heads ",
            k.sizes(), ", got ", v.sizes());
-  HA_CHECK(q.size(2) % k.size(2) == 0, "softmax_attention: q's heads ", q.size(2), " must be a multiple of k's ", k.size(2));
+  HA_CHECK(q.size(2) % k.size(2) == 0, "softmax_attention: q's heads ", q.size(2), " must be a multiple of k's ",
+           k.size(2));
   const int64_t queries = q.size(1), keys = k.size(1);
   HA_CHECK(queries <= keys, "softmax_attention: ", queries, " queries but only ", keys, " keys");
   HA_CHECK(!options.cu_seqlens || (q.size(0) == 1 && queries == keys),
@@ -104,7 +105,8 @@ inline at::Tensor softmax_attention(const at::Tensor& q, const at::Tensor& k, co
     return at::scaled_dot_product_attention(query, key, value, mask, 0.0, causal, options.scale, grouped);
   };
   const bool windowed = options.window > 0 && options.window < keys;
-  if (!windowed && !options.cu_seqlens && !options.padding_mask && (!options.causal || queries == keys || queries == 1)) {
+  if (!windowed && !options.cu_seqlens && !options.padding_mask &&
+      (!options.causal || queries == keys || queries == 1)) {
     return attend(qt, kt, vt, {}, options.causal && queries > 1).transpose(1, 2);
   }
   const detail::Visibility visibility(options, keys, q.device());

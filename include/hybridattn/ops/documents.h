@@ -27,8 +27,8 @@ inline std::vector<std::pair<int64_t, int64_t>> document_spans(const std::string
   const auto offsets = cu_seqlens->to(at::kCPU, at::kLong).contiguous();
   const int64_t* at_offset = offsets.const_data_ptr<int64_t>();
   const int64_t n = offsets.size(0) - 1;
-  HA_CHECK(at_offset[0] == 0 && at_offset[n] == tokens, op, ": cu_seqlens must run from 0 to the number of tokens ", tokens,
-           ", got ", at_offset[0], " to ", at_offset[n]);
+  HA_CHECK(at_offset[0] == 0 && at_offset[n] == tokens, op, ": cu_seqlens must run from 0 to the number of tokens ",
+           tokens, ", got ", at_offset[0], " to ", at_offset[n]);
   for (int64_t i = 0; i < n; ++i) {
     HA_CHECK(at_offset[i] <= at_offset[i + 1], op, ": cu_seqlens must not fall, got ", at_offset[i], " before ",
              at_offset[i + 1]);
@@ -41,10 +41,10 @@ inline std::vector<std::pair<int64_t, int64_t>> document_spans(const std::string
 /// has one, longest documents first, so a step reads consecutive rows and the leading states.
 struct ChunkTable {
   int64_t chunk = 0, rows = 0, tokens = 0;
-  bool padded = false;             ///< some rows end in padding (its index is `tokens`)
-  std::vector<int64_t> active;     ///< documents that have a j-th chunk
-  std::vector<int64_t> first_row;  ///< first row of step j; one entry more than steps
-  std::vector<int64_t> document;   ///< document at each position of the states
+  bool padded = false;              ///< some rows end in padding (its index is `tokens`)
+  std::vector<int64_t> active;      ///< documents that have a j-th chunk
+  std::vector<int64_t> first_row;   ///< first row of step j; one entry more than steps
+  std::vector<int64_t> document;    ///< document at each position of the states
   std::vector<int64_t> token_index; ///< [rows * C] flattened token of each place
 
   int64_t steps() const { return static_cast<int64_t>(active.size()); }

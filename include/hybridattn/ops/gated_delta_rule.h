@@ -13,20 +13,25 @@ namespace hybridattn::ops {
 /// @param beta  [B, T, HV], in [0, 2]
 /// @returns {out [B, T, HV, V] in v's dtype, final state [B or N, HV, K, V] in fp32 (fp64 for fp64 inputs)}
 /// @throws c10::ValueError if shapes disagree
-inline std::tuple<at::Tensor, at::Tensor> naive_gated_delta_rule(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& g, const at::Tensor& beta,
-    const RuleOptions& options = {}) {
+inline std::tuple<at::Tensor, at::Tensor> naive_gated_delta_rule(const at::Tensor& q, const at::Tensor& k,
+                                                                 const at::Tensor& v, const at::Tensor& g,
+                                                                 const at::Tensor& beta,
+                                                                 const RuleOptions& options = {}) {
   return naive_rule<GatedDeltaRule>({q, k, v, g, beta}, options);
 }
 
 /// The same in chunks: for training and prefill. Differentiable in every floating input and in the initial state.
-inline std::tuple<at::Tensor, at::Tensor> chunk_gated_delta_rule(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& g, const at::Tensor& beta,
-    const RuleOptions& options = {}) {
+inline std::tuple<at::Tensor, at::Tensor> chunk_gated_delta_rule(const at::Tensor& q, const at::Tensor& k,
+                                                                 const at::Tensor& v, const at::Tensor& g,
+                                                                 const at::Tensor& beta,
+                                                                 const RuleOptions& options = {}) {
   return chunk_rule<GatedDeltaRule>({q, k, v, g, beta}, options);
 }
 
 /// One token (T = 1), the state [B, HV, K, V] updated in place: for decoding. @returns out [B, 1, HV, V]
-inline at::Tensor step_gated_delta_rule(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& g, const at::Tensor& beta, at::Tensor& state,
-    std::optional<double> scale = {}) {
+inline at::Tensor step_gated_delta_rule(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                        const at::Tensor& g, const at::Tensor& beta, at::Tensor& state,
+                                        std::optional<double> scale = {}) {
   return step_rule<GatedDeltaRule>({q, k, v, g, beta}, state, scale);
 }
 

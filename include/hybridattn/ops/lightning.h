@@ -12,20 +12,20 @@ namespace hybridattn::ops {
 /// @param g     [B, T, HV] log decay, <= 0
 /// @returns {out [B, T, HV, V] in v's dtype, final state [B or N, HV, K, V] in fp32 (fp64 for fp64 inputs)}
 /// @throws c10::ValueError if shapes disagree
-inline std::tuple<at::Tensor, at::Tensor> naive_lightning(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& g,
-    const RuleOptions& options = {}) {
+inline std::tuple<at::Tensor, at::Tensor> naive_lightning(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                                          const at::Tensor& g, const RuleOptions& options = {}) {
   return naive_rule<LightningRule>({q, k, v, g, {}}, options);
 }
 
 /// The same in chunks: for training and prefill. Differentiable in every floating input and in the initial state.
-inline std::tuple<at::Tensor, at::Tensor> chunk_lightning(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& g,
-    const RuleOptions& options = {}) {
+inline std::tuple<at::Tensor, at::Tensor> chunk_lightning(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                                          const at::Tensor& g, const RuleOptions& options = {}) {
   return chunk_rule<LightningRule>({q, k, v, g, {}}, options);
 }
 
 /// One token (T = 1), the state [B, HV, K, V] updated in place: for decoding. @returns out [B, 1, HV, V]
-inline at::Tensor step_lightning(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& g, at::Tensor& state,
-    std::optional<double> scale = {}) {
+inline at::Tensor step_lightning(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& g,
+                                 at::Tensor& state, std::optional<double> scale = {}) {
   return step_rule<LightningRule>({q, k, v, g, {}}, state, scale);
 }
 

@@ -11,20 +11,20 @@ namespace hybridattn::ops {
 /// @param q, k  [B, T, H, K]       @param v  [B, T, HV, V], HV a multiple of H
 /// @returns {out [B, T, HV, V] in v's dtype, final state [B or N, HV, K, V] in fp32 (fp64 for fp64 inputs)}
 /// @throws c10::ValueError if shapes disagree
-inline std::tuple<at::Tensor, at::Tensor> naive_linear_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-    const RuleOptions& options = {}) {
+inline std::tuple<at::Tensor, at::Tensor> naive_linear_attention(const at::Tensor& q, const at::Tensor& k,
+                                                                 const at::Tensor& v, const RuleOptions& options = {}) {
   return naive_rule<LinearAttentionRule>({q, k, v, {}, {}}, options);
 }
 
 /// The same in chunks: for training and prefill. Differentiable in every floating input and in the initial state.
-inline std::tuple<at::Tensor, at::Tensor> chunk_linear_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-    const RuleOptions& options = {}) {
+inline std::tuple<at::Tensor, at::Tensor> chunk_linear_attention(const at::Tensor& q, const at::Tensor& k,
+                                                                 const at::Tensor& v, const RuleOptions& options = {}) {
   return chunk_rule<LinearAttentionRule>({q, k, v, {}, {}}, options);
 }
 
 /// One token (T = 1), the state [B, HV, K, V] updated in place: for decoding. @returns out [B, 1, HV, V]
-inline at::Tensor step_linear_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, at::Tensor& state,
-    std::optional<double> scale = {}) {
+inline at::Tensor step_linear_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                        at::Tensor& state, std::optional<double> scale = {}) {
   return step_rule<LinearAttentionRule>({q, k, v, {}, {}}, state, scale);
 }
 

@@ -11,19 +11,20 @@
 namespace hybridattn::ops {
 
 struct LinearKlOptions {
-  std::optional<at::Tensor> weights; ///< per token, shaped as the hidden states without their last dimension; 0 = ignored
-  double temperature = 1;            ///< divides the logits; the loss gets the factor temperature^2
-  std::string kind = "forward";      ///< forward: KL(teacher || student); reverse: KL(student || teacher); jsd
-  double jsd_beta = 0.5;             ///< b of jsd, in (0, 1)
-  std::string reduction = "mean";    ///< mean over the sum of weights, sum, or none (per token, no gradient)
-  int64_t chunk_size = 0;            ///< tokens whose logits exist at a time; 0 chooses
+  std::optional<at::Tensor>
+      weights;                    ///< per token, shaped as the hidden states without their last dimension; 0 = ignored
+  double temperature = 1;         ///< divides the logits; the loss gets the factor temperature^2
+  std::string kind = "forward";   ///< forward: KL(teacher || student); reverse: KL(student || teacher); jsd
+  double jsd_beta = 0.5;          ///< b of jsd, in (0, 1)
+  std::string reduction = "mean"; ///< mean over the sum of weights, sum, or none (per token, no gradient)
+  int64_t chunk_size = 0;         ///< tokens whose logits exist at a time; 0 chooses
 };
 
 namespace detail {
 
-/// Divergence per row from log-probabilities [n, V], whose memory it uses; `gradient` (if any) receives that with respect
-/// to the student's logits over its temperature. jsd is b KL(teacher || m) + (1 - b) KL(student || m), with
-/// m = b teacher + (1 - b) student (Agarwal et al., arXiv 2306.13649).
+/// Divergence per row from log-probabilities [n, V], whose memory it uses; `gradient` (if any) receives that with
+/// respect to the student's logits over its temperature. jsd is b KL(teacher || m) + (1 - b) KL(student || m), with m =
+/// b teacher + (1 - b) student (Agarwal et al., arXiv 2306.13649).
 inline at::Tensor divergence_rows(at::Tensor student, at::Tensor teacher, const std::string& kind, double b,
                                   at::Tensor* gradient) {
   if (kind == "forward") {
@@ -57,8 +58,8 @@ inline LinearLossResult linear_kl_divergence_forward(const at::Tensor& student_h
   check_linear(op, "student_", student_hidden, student_head);
   check_linear(op, "teacher_", teacher_hidden, teacher_head);
   const auto token_shape = student_hidden.sizes().slice(0, student_hidden.dim() - 1);
-  HA_CHECK(student_head.size(0) == teacher_head.size(0), op, ": student_head has a vocabulary of ", student_head.size(0),
-           ", teacher_head of ", teacher_head.size(0));
+  HA_CHECK(student_head.size(0) == teacher_head.size(0), op, ": student_head has a vocabulary of ",
+           student_head.size(0), ", teacher_head of ", teacher_head.size(0));
   HA_CHECK(teacher_hidden.sizes().slice(0, teacher_hidden.dim() - 1) == token_shape, op,
            ": teacher_hidden must have the tokens of student_hidden ", student_hidden.sizes(), ", got ",
            teacher_hidden.sizes());
@@ -87,7 +88,8 @@ inline LinearLossResult linear_kl_divergence_forward(const at::Tensor& student_h
 }
 
 /// Divergence of the student's from the teacher's next-token distribution, in nats.
-/// @param student_hidden [..., D]  @param student_head [V, D]  @param teacher_hidden [..., D']  @param teacher_head [V, D']
+/// @param student_hidden [..., D]  @param student_head [V, D]  @param teacher_hidden [..., D']  @param teacher_head [V,
+/// D']
 /// @returns a scalar (mean, sum) with gradients for student_hidden and student_head, or [...] per token (none)
 inline at::Tensor linear_kl_divergence(const at::Tensor& student_hidden, const at::Tensor& student_head,
                                        const at::Tensor& teacher_hidden, const at::Tensor& teacher_head,

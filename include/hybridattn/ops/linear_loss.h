@@ -1,13 +1,13 @@
-// The loop that losses on logits share: hidden states -> logits of a few tokens -> loss and gradient, then the next few.
-// Letters: N tokens, D hidden, V vocabulary.
+// The loop that losses on logits share: hidden states -> logits of a few tokens -> loss and gradient, then the next
+// few. Letters: N tokens, D hidden, V vocabulary.
 #pragma once
 
-#include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/dot.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/TensorOperators.h>
 #include <hybridattn/core/check.h>
 #include <hybridattn/ops/rule.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -46,9 +46,7 @@ struct LinearHead {
   LinearHead(const at::Tensor& hidden_states, const at::Tensor& weight)
       : hidden(hidden_states.reshape({-1, hidden_states.size(-1)})), head(weight.to(state_dtype(hidden_states))) {}
 
-  at::Tensor rows(int64_t begin, int64_t count) const {
-    return hidden.narrow(0, begin, count).to(head.scalar_type());
-  }
+  at::Tensor rows(int64_t begin, int64_t count) const { return hidden.narrow(0, begin, count).to(head.scalar_type()); }
   at::Tensor logits(int64_t begin, int64_t count) const { return at::mm(rows(begin, count), head.t()); }
 };
 

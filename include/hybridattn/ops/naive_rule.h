@@ -1,12 +1,12 @@
 // The recurrence, token by token: the specification that every other form is tested against. Differentiable, slow.
 #pragma once
 
-#include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/einsum.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/TensorOperators.h>
 #include <hybridattn/ops/documents.h>
 #include <hybridattn/ops/rule.h>
 
@@ -46,7 +46,8 @@ std::tuple<at::Tensor, at::Tensor> naive_rule(const RuleInputs& in, const RuleOp
     states.push_back(state);
   }
   const auto out = outputs.empty() ? at::zeros(in.v.sizes(), v.options()) : at::stack(outputs).view(in.v.sizes());
-  const auto final_state = states.empty() ? at::zeros({0, heads, q.size(2), v.size(2)}, v.options()) : at::stack(states);
+  const auto final_state =
+      states.empty() ? at::zeros({0, heads, q.size(2), v.size(2)}, v.options()) : at::stack(states);
   return {out.to(in.v.scalar_type()), final_state};
 }
 

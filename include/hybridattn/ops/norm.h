@@ -1,9 +1,9 @@
 // Norms over the last dimension: RMSNorm, gated RMSNorm, L2 normalisation. Differentiable compositions of ATen ops.
 #pragma once
 
-#include <ATen/TensorOperators.h>
 #include <ATen/ops/rsqrt.h>
 #include <ATen/ops/silu.h>
+#include <ATen/TensorOperators.h>
 #include <hybridattn/core/check.h>
 #include <hybridattn/ops/rule.h>
 

@@ -1,12 +1,12 @@
 // Rotary position embedding (Su et al., arXiv 2104.09864) with the frequency scalings of Transformers 5.
 #pragma once
 
-#include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/pow.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/where.h>
+#include <ATen/TensorOperators.h>
 #include <hybridattn/core/check.h>
 
 #include <algorithm>
@@ -99,7 +99,8 @@ inline RotaryFrequencies llama3(const RotaryOptions& o) {
   const auto smooth = (original / wavelength - o.low_freq_factor) / (o.high_freq_factor - o.low_freq_factor);
   const auto between = (1 - smooth) * plain / o.factor + smooth * plain;
   const auto scaled = at::where(wavelength > original / o.low_freq_factor, plain / o.factor, plain);
-  const auto medium = wavelength.ge(original / o.high_freq_factor).logical_and(wavelength.le(original / o.low_freq_factor));
+  const auto medium =
+      wavelength.ge(original / o.high_freq_factor).logical_and(wavelength.le(original / o.low_freq_factor));
   return {at::where(medium, between, scaled), 1.0};
 }
 
@@ -139,7 +140,8 @@ inline std::pair<at::Tensor, at::Tensor> rotary_cos_sin(const RotaryFrequencies&
   const auto inverse = frequencies.inverse_frequencies.to(position_ids.device());
   const auto half = position_ids.to(at::kFloat).unsqueeze(-1) * inverse;
   const auto angle = at::cat({half, half}, -1);
-  return {(angle.cos() * frequencies.attention_scaling).to(dtype), (angle.sin() * frequencies.attention_scaling).to(dtype)};
+  return {(angle.cos() * frequencies.attention_scaling).to(dtype),
+          (angle.sin() * frequencies.attention_scaling).to(dtype)};
 }
 
 /// Rotates the first R of each head's dimensions, halves paired as in Llama.

@@ -23,7 +23,8 @@ concept Decay = requires {
 };
 
 /// How a state is written.
-/// Requires: `corrects` (what the state already answers for the key is subtracted first, so a chunk is a triangular system).
+/// Requires: `corrects` (what the state already answers for the key is subtracted first, so a chunk is a triangular
+/// system).
 template <class U>
 concept Update = requires {
   { U::corrects } -> std::convertible_to<bool>;
@@ -113,10 +114,10 @@ void check_rule_inputs(const std::string& op, const RuleInputs& in, const std::o
   HA_CHECK(v.dim() == 4, op, ": v must be [B, T, HV, V], got ", v.sizes());
   HA_CHECK(k.size(3) == q.size(3), op, ": k has head dimension ", k.size(3), ", q has ", q.size(3));
   HA_CHECK(k.sizes() == q.sizes(), op, ": k must have q's shape ", q.sizes(), ", got ", k.sizes());
-  HA_CHECK(v.size(0) == q.size(0) && v.size(1) == q.size(1), op, ": v must have q's batch and tokens [", q.size(0), ", ",
-           q.size(1), "], got ", v.sizes());
-  HA_CHECK(q.size(2) > 0 && v.size(2) % q.size(2) == 0, op, ": v's heads must be a multiple of q's ", q.size(2), ", got ",
-           v.size(2));
+  HA_CHECK(v.size(0) == q.size(0) && v.size(1) == q.size(1), op, ": v must have q's batch and tokens [", q.size(0),
+           ", ", q.size(1), "], got ", v.sizes());
+  HA_CHECK(q.size(2) > 0 && v.size(2) % q.size(2) == 0, op, ": v's heads must be a multiple of q's ", q.size(2),
+           ", got ", v.size(2));
   HA_CHECK(q.size(3) > 0 && v.size(3) > 0, op, ": head dimensions must not be 0");
   const auto gate_shape = v.sizes().slice(0, 3);
   const auto check_gate = [&](const std::optional<at::Tensor>& gate, bool wanted, const char* name) {
@@ -126,12 +127,14 @@ void check_rule_inputs(const std::string& op, const RuleInputs& in, const std::o
   };
   check_gate(in.g, R::gated, "g");
   check_gate(in.beta, R::corrects, "beta");
-  HA_CHECK(at::isFloatingType(v.scalar_type()) && q.scalar_type() == v.scalar_type() && k.scalar_type() == v.scalar_type(),
+  HA_CHECK(at::isFloatingType(v.scalar_type()) && q.scalar_type() == v.scalar_type() &&
+               k.scalar_type() == v.scalar_type(),
            op, ": q, k and v must have one floating dtype, got ", q.scalar_type(), ", ", k.scalar_type(), ", ",
            v.scalar_type());
   if (cu_seqlens) {
-    HA_CHECK(cu_seqlens->dim() == 1 && cu_seqlens->size(0) >= 1 && at::isIntegralType(cu_seqlens->scalar_type(), false), op,
-             ": cu_seqlens must be integer offsets [N + 1], got ", cu_seqlens->scalar_type(), " ", cu_seqlens->sizes());
+    HA_CHECK(cu_seqlens->dim() == 1 && cu_seqlens->size(0) >= 1 && at::isIntegralType(cu_seqlens->scalar_type(), false),
+             op, ": cu_seqlens must be integer offsets [N + 1], got ", cu_seqlens->scalar_type(), " ",
+             cu_seqlens->sizes());
     HA_CHECK(q.size(0) == 1, op, ": cu_seqlens needs all documents packed into a batch of 1, got batch ", q.size(0));
   }
   if (initial_state) {

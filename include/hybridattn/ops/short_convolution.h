@@ -1,11 +1,11 @@
 // Short causal depthwise convolution over tokens.
 #pragma once
 
-#include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/searchsorted.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/TensorOperators.h>
 #include <hybridattn/core/check.h>
 
 namespace hybridattn::ops {
@@ -25,7 +25,8 @@ inline at::Tensor short_convolution(const at::Tensor& x, const at::Tensor& weigh
   HA_CHECK(!state || state->sizes() == at::IntArrayRef({x.size(0), dim, width - 1}),
            "short_convolution: state must be ", at::IntArrayRef({x.size(0), dim, width - 1}));
   HA_CHECK(!cu_seqlens || x.size(0) == 1, "short_convolution: cu_seqlens needs a batch of 1, got ", x.size(0));
-  const auto before = state ? state->to(x.scalar_type()).transpose(1, 2) : at::zeros({x.size(0), width - 1, dim}, x.options());
+  const auto before =
+      state ? state->to(x.scalar_type()).transpose(1, 2) : at::zeros({x.size(0), width - 1, dim}, x.options());
   const auto padded = at::cat({before, x}, 1);
   at::Tensor place; // of each token in its document
   if (cu_seqlens) {

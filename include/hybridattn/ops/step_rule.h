@@ -1,8 +1,8 @@
 // One token: the decoding form, which updates the state in place.
 #pragma once
 
-#include <ATen/TensorOperators.h>
 #include <ATen/ops/bmm.h>
+#include <ATen/TensorOperators.h>
 #include <hybridattn/ops/rule.h>
 
 namespace hybridattn::ops {

@@ -108,7 +108,8 @@ public:
   }
 
   /// Makes sure that `count` held-out sequences are enough, before anything is trained.
-  /// @throws std::invalid_argument naming how many the asked confidence needs, or if other candidates had another number
+  /// @throws std::invalid_argument naming how many the asked confidence needs, or if other candidates had another
+  /// number
   void check_sequences(int64_t count) const {
     const bool racing = options_.mode == RaceMode::racing && num_rounds(options_) > 1;
     const int64_t least = racing ? minimum_sequences(options_) : 2;

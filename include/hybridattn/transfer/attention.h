@@ -46,8 +46,9 @@ inline std::string start_of(const std::string& name) {
       {"o_norm.weight", "ones"},
   };
   const auto found = starts.find(name);
-  return found != starts.end() ? found->second
-                               : name.find("conv1d") != std::string::npos ? "identity: the last tap is 1" : "module default";
+  return found != starts.end()                      ? found->second
+         : name.find("conv1d") != std::string::npos ? "identity: the last tap is 1"
+                                                    : "module default";
 }
 
 } // namespace detail
@@ -77,8 +78,8 @@ inline TransferResult transfer_attention(const std::map<std::string, at::Tensor>
              fmt::format("{}", fmt::join(known, ", ")));
     const bool key_value = name.starts_with("k_proj") || name.starts_with("v_proj");
     if (key_value || name.starts_with("q_proj")) {
-      HA_CHECK(tensor.size(0) == (key_value ? keys : queries), "transfer: the teacher's ", name, " has ", tensor.size(0),
-               " rows, expected ", key_value ? keys : queries);
+      HA_CHECK(tensor.size(0) == (key_value ? keys : queries), "transfer: the teacher's ", name, " has ",
+               tensor.size(0), " rows, expected ", key_value ? keys : queries);
     }
     const auto target = mixer.find(name);
     if (target == mixer.end()) {
@@ -91,8 +92,8 @@ inline TransferResult transfer_attention(const std::map<std::string, at::Tensor>
     } else {
       auto shape = tensor.sizes().vec();
       shape[0] = queries;
-      HA_CHECK(key_value && target->second.sizes() == at::IntArrayRef(shape), "transfer: ", name, " is ", tensor.sizes(),
-               " in the teacher, ", target->second.sizes(), " in the mixer");
+      HA_CHECK(key_value && target->second.sizes() == at::IntArrayRef(shape), "transfer: ", name, " is ",
+               tensor.sizes(), " in the teacher, ", target->second.sizes(), " in the mixer");
       auto heads = tensor.reshape({spec.num_kv_heads, spec.head_dim, -1});
       result.weights[name] = heads.repeat_interleave(groups, 0).reshape(shape);
       result.entries.push_back({"cloned", name, name, fmt::format("each KV head serves {} query heads", groups)});

@@ -1,4 +1,5 @@
-// A whole decoder into a student: every layer linear (`convert`), or some with the teacher's attention (`keep_softmax`).
+// A whole decoder into a student: every layer linear (`convert`), or some with the teacher's attention
+// (`keep_softmax`).
 #pragma once
 
 #include <ATen/core/grad_mode.h>
@@ -27,8 +28,8 @@ inline std::string plan_text(const std::vector<LayerPlan>& plan) {
   std::string text;
   for (const auto& layer : plan) {
     for (const auto& entry : layer.entries) {
-      const auto arrow = fmt::format("{} -> {}", entry.source.empty() ? "-" : entry.source,
-                                     entry.target.empty() ? "-" : entry.target);
+      const auto arrow =
+          fmt::format("{} -> {}", entry.source.empty() ? "-" : entry.source, entry.target.empty() ? "-" : entry.target);
       text += fmt::format("layer {:3}  {:12} {:36} {}\n", layer.layer, entry.action, arrow, entry.note);
     }
   }
@@ -70,8 +71,8 @@ inline models::Decoder with_teacher_weights(models::ModelConfig config, const mo
 
 } // namespace detail
 
-/// The student: the teacher with its attention replaced by mixers that carry the attention's weights. It shares no memory
-/// with the teacher.
+/// The student: the teacher with its attention replaced by mixers that carry the attention's weights. It shares no
+/// memory with the teacher.
 /// @param mixer    kind (nn/registry.h)
 /// @param options  mixer options beyond the teacher's shape, e.g. {{"short_convolution", 4}}
 /// @throws c10::ValueError: the teacher is a hybrid already, an unknown mixer or option, or a tensor that does not fit
@@ -99,8 +100,8 @@ inline Conversion convert(const models::Decoder& teacher, const std::string& mix
   return result;
 }
 
-/// A hybrid with the teacher's softmax attention in `layers` and the student's mixers elsewhere. Everything that is not a
-/// mixer is the teacher's, bit for bit; nothing is shared with either.
+/// A hybrid with the teacher's softmax attention in `layers` and the student's mixers elsewhere. Everything that is not
+/// a mixer is the teacher's, bit for bit; nothing is shared with either.
 /// @throws c10::ValueError: a layer does not exist, or the student has no mixer where one is needed
 inline models::Decoder keep_softmax(const models::Decoder& student, const models::Decoder& teacher,
                                     const std::vector<int64_t>& layers) {
@@ -108,8 +109,8 @@ inline models::Decoder keep_softmax(const models::Decoder& student, const models
   auto config = student->config;
   config.tie_word_embeddings = teacher->config.tie_word_embeddings;
   for (const int64_t layer : layers) {
-    HA_CHECK(0 <= layer && layer < config.num_layers, "keep_softmax: layer ", layer, " does not exist; layers are 0 to ",
-             config.num_layers - 1);
+    HA_CHECK(0 <= layer && layer < config.num_layers, "keep_softmax: layer ", layer,
+             " does not exist; layers are 0 to ", config.num_layers - 1);
   }
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     const bool kept = std::find(layers.begin(), layers.end(), layer) != layers.end();

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from hybridattn.cli.progress import ProgressLine
 from hybridattn.cli.tables import print_eval, print_info, print_plan, print_scores, print_selection
+
+if TYPE_CHECKING:
+    from hybridattn.run import Pipeline
 
 app = typer.Typer(
     name="hybridattn",
@@ -31,7 +34,7 @@ SetOption = Annotated[
 ]
 
 
-def _pipeline(recipe: Path, run_dir: Path | None, changes: list[str] | None):
+def _pipeline(recipe: Path, run_dir: Path | None, changes: list[str] | None) -> Pipeline:
     from hybridattn.run import Pipeline, load_recipe
 
     loaded = load_recipe(recipe, changes or [])
@@ -44,7 +47,7 @@ def run(recipe: RecipeArgument, run_dir: RunDirOption = None, changes: SetOption
     pipeline = _pipeline(recipe, run_dir, changes)
     report_path = pipeline.run()
     print_selection(console, pipeline.choose())
-    print_eval(console, pipeline.directory.read("eval.json"))
+    print_eval(console, pipeline.directory.read("eval.json") or {})
     console.print(f"\nreport  [bold]{report_path}[/bold]")
 
 

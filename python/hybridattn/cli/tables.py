@@ -37,7 +37,7 @@ def print_eval(console: Console, evaluation: dict[str, Any]) -> None:
     for name, model in models.items():
         layers = "all" if model["layers"] is None else ", ".join(map(str, model["layers"])) or "none"
         recall = [f"{model['recall'][task]['accuracy']:.3f}" for task in tasks]
-        divergence = "–" if name == "teacher" else f"{model['kl']:.4f}"
+        divergence = "-" if name == "teacher" else f"{model['kl']:.4f}"
         table.add_row(
             name, layers, *recall, divergence, f"{model['perplexity']:.3f}", style="bold" if name == "hybrid" else ""
         )

@@ -137,7 +137,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return StepRecord(self.step, loss, parts if len(self.objective.parts) > 1 else [], *rates, norm)
+        return StepRecord(self.step, loss, parts if len(self.objective.parts) > 1 else [], rates[0], rates[1], norm)
 
     def _gradient(self, batch: Batch) -> tuple[list[float], float]:
         """Accumulates and clips the gradient; returns the losses per part and the norm before clipping."""

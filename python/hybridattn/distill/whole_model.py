@@ -72,11 +72,11 @@ def checkpointed(layers: Iterable[nn.Module]) -> Iterator[None]:
         for layer in layers:
             scope.callback(_restore_forward, layer, layer.__dict__.get("forward"))
             # Not reentrant: that variant drops gradients of layers whose input needs none and of keyword arguments.
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         yield
 
 
 def _restore_forward(layer: nn.Module, patched: Any) -> None:
     del layer.forward
     if patched is not None:
-        layer.forward = patched  # type: ignore[method-assign]
+        layer.forward = patched

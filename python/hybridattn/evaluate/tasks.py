@@ -8,42 +8,38 @@ from typing import Any
 
 from hybridattn.evaluate.recall import RecallItem, RecallTask, load_task
 
-_ADJECTIVES = tuple(
-    [
-        "amber",
-        "brisk",
-        "calm",
-        "dusty",
-        "eager",
-        "faint",
-        "grand",
-        "hollow",
-        "icy",
-        "jolly",
-        "keen",
-        "lucky",
-        "misty",
-        "noble",
-        "pale",
-        "quiet",
-    ]
+_ADJECTIVES = (
+    "amber",
+    "brisk",
+    "calm",
+    "dusty",
+    "eager",
+    "faint",
+    "grand",
+    "hollow",
+    "icy",
+    "jolly",
+    "keen",
+    "lucky",
+    "misty",
+    "noble",
+    "pale",
+    "quiet",
 )
-_NOUNS = tuple(
-    [
-        "falcon",
-        "harbor",
-        "lantern",
-        "meadow",
-        "orchard",
-        "pebble",
-        "quarry",
-        "river",
-        "saddle",
-        "temple",
-        "valley",
-        "willow",
-        "anchor",
-    ]
+_NOUNS = (
+    "falcon",
+    "harbor",
+    "lantern",
+    "meadow",
+    "orchard",
+    "pebble",
+    "quarry",
+    "river",
+    "saddle",
+    "temple",
+    "valley",
+    "willow",
+    "anchor",
 )
 _FILLER = (
     "The path led past the old mill and down to the water. ",

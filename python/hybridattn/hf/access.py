@@ -13,7 +13,8 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 def attention(model: Any, layer: int) -> nn.Module:
     """The attention module (or mixer) of one layer."""
-    return decoder_layers(model)[layer].self_attn
+    decoder_layer: Any = decoder_layers(model)[layer]
+    return decoder_layer.self_attn
 
 
 def head_weight(model: Any) -> Tensor:

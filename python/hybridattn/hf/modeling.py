@@ -10,6 +10,7 @@ from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hybridattn import ops
+from hybridattn.hf.access import head_weight
 from hybridattn.hf.cache import HybridCache
 from hybridattn.hf.configuration import HybridConfig
 from hybridattn.nn import Mixer, build_mixer
@@ -41,7 +42,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         teacher_config._attn_implementation = config._attn_implementation
         # In the dtype that this model is built in; the config inside may name the one its teacher was saved in.
         self.model = AutoModel.from_config(teacher_config, dtype=torch.get_default_dtype())
-        self.lm_head = nn.Linear(teacher_config.hidden_size, teacher_config.vocab_size, bias=False)
+        self.lm_head: nn.Module = nn.Linear(teacher_config.hidden_size, teacher_config.vocab_size, bias=False)
         for index, kind in enumerate(config.layer_types):
             if kind not in ("full_attention", "linear_attention"):
                 raise ValueError(f"layer_types[{index}]: expected full_attention or linear_attention, got '{kind}'")
@@ -137,7 +138,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-            loss = ops.linear_cross_entropy(hidden, self.lm_head.weight, shifted)
+            loss = ops.linear_cross_entropy(hidden, head_weight(self), shifted)
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=outputs.past_key_values if use_cache else None
         )

@@ -5,6 +5,9 @@ Shapes: B batch, T tokens, H heads, D hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -21,10 +24,10 @@ class DeltaNet(LinearAttention):
     """
 
     kind = "deltanet"
-    options_type: type[MixerOptions] = DeltaNetOptions
+    options_type: ClassVar[type[MixerOptions]] = DeltaNetOptions
     options: DeltaNetOptions
-    chunk_rule = ops.chunk_delta_rule
-    step_rule = ops.step_delta_rule
+    chunk_rule: ClassVar[Callable[..., Any]] = ops.chunk_delta_rule
+    step_rule: ClassVar[Callable[..., Any]] = ops.step_delta_rule
 
     def __init__(self, options: DeltaNetOptions, layer_idx: int | None = None) -> None:
         super().__init__(options, layer_idx)

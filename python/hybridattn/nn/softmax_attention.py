@@ -5,6 +5,8 @@ Shapes: B batch, T tokens, H query heads, HKV key/value heads, K head dim, D hid
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from hybridattn import ops
@@ -23,7 +25,7 @@ class SoftmaxAttention(Mixer):
     """
 
     kind = "softmax_attention"
-    options_type: type[MixerOptions] = SoftmaxAttentionOptions
+    options_type: ClassVar[type[MixerOptions]] = SoftmaxAttentionOptions
     is_linear = False
     options: SoftmaxAttentionOptions
 

@@ -88,7 +88,8 @@ class CacheState(MixerState):
         return layer.recurrent_states[0] if layer.is_recurrent_states_initialized[0] else None
 
     @recurrent.setter
-    def recurrent(self, state: Tensor) -> None:
+    def recurrent(self, state: Tensor | None) -> None:
+        assert state is not None
         layer = self._cache.layers[self._layer_idx]
         if layer.recurrent_states[0] is not state:
             self._cache.update_recurrent_state(state, self._layer_idx)
@@ -101,7 +102,8 @@ class CacheState(MixerState):
         return layer.conv_states[0] if layer.is_conv_states_initialized[0] else None
 
     @convolution.setter
-    def convolution(self, state: Tensor) -> None:
+    def convolution(self, state: Tensor | None) -> None:
+        assert state is not None
         self._cache.update_conv_state(state, self._layer_idx)
 
     def extend(self, key: Tensor, value: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -95,7 +95,8 @@ def render_report(run_dir: str | Path) -> str:
     for name, verb in (("recipe.toml", "run"), ("selection.json", "select"), ("eval.json", "eval")):
         if not (run / name).exists():
             raise FileNotFoundError(f"report: {run / name} is missing; `hybridattn {verb}` writes it")
-    selection, evaluation = _json(run / "selection.json"), _json(run / "eval.json")
+    selection: Any = _json(run / "selection.json")
+    evaluation: Any = _json(run / "eval.json")
     ledger, info = _json(run / "ledger.json") or {"entries": []}, _json(run / "info.json") or {}
     models = evaluation["models"]
     environment = Environment(loader=PackageLoader("hybridattn.report"), autoescape=select_autoescape())

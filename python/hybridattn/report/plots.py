@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 KEPT, OTHER, TEACHER = "#c2410c", "#94a3b8", "#0f766e"
 PALETTE = ("#c2410c", "#2563eb", "#7c3aed", "#0891b2", "#65a30d", "#db2777", "#854d0e", "#475569")
 
-_STYLE = {
+_STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.spines.top": False,
@@ -89,7 +89,7 @@ def quality(
     return _svg(figure)
 
 
-def losses(curves: dict[str, Sequence[tuple[float, float]]], label: str) -> str:
+def losses(curves: Mapping[str, Sequence[tuple[float, float]]], label: str) -> str:
     """Loss against tokens, one line per run."""
     figure, axes = _figure(6.0, 2.7)
     for (name, points), color in zip(curves.items(), PALETTE * (len(curves) // len(PALETTE) + 1), strict=False):

@@ -102,7 +102,7 @@ class LayerChooser:
         before = evaluator.tokens, evaluator.flops, evaluator.seconds
         result = work()
         now = evaluator.tokens, evaluator.flops, evaluator.seconds
-        self.pipeline.account(step, *(after - start for after, start in zip(now, before, strict=True)))
+        self.pipeline.account(step, now[0] - before[0], now[1] - before[1], now[2] - before[2])
         return result
 
     def choose(self, table: SelectTable) -> Choice:

@@ -153,12 +153,15 @@ class Pipeline:
         for name, layers in {"teacher": None, **plans}.items():
             if name in models:
                 continue
-            model = teacher if layers is None else self.finetune(layers, self.folder_of(name))
-            self.progress(f"eval  {name}")
-            models[name] = self._measure(model) | {"layers": layers}
+            same = next((row for row in models.values() if row["layers"] == layers), None)
+            if same is None:
+                model = teacher if layers is None else self.finetune(layers, self.folder_of(name))
+                self.progress(f"eval  {name}")
+                same = self._measure(model) | {"layers": layers}
+                del model
+                gc.collect()
+            models[name] = same
             self.directory.write("eval.partial.json", models)
-            del model
-            gc.collect()
         self.directory.write("eval.json", result)
         (self.directory.path / "eval.partial.json").unlink(missing_ok=True)
         return result

@@ -32,14 +32,13 @@ def _layer_inputs(model: Any, batch: Batch) -> tuple[Tensor, list[dict[str, Any]
     Read off the model itself, so that every family prepares them its own way.
     """
     layers = hf.decoder_layers(model)
-    recorders = nn.ModuleList(_Recorder() for _ in layers)
-    model.model.layers = recorders
+    recorders = [_Recorder() for _ in layers]
+    model.model.layers = nn.ModuleList(recorders)
     try:
         hf.hidden_states(model, batch)
     finally:
         model.model.layers = layers
-    first: Any = recorders[0]
-    return first.hidden_states, [recorder.arguments for recorder in recorders]
+    return recorders[0].hidden_states, [recorder.arguments for recorder in recorders]
 
 
 @dataclass

@@ -25,7 +25,9 @@ Stage small_stage() {
   return stage;
 }
 
-TokenBatches batches() { return {at::randint(31, {18, 10}, at::kLong), 6, 1}; }
+TokenBatches batches() {
+  return {at::randint(31, {18, 10}, at::kLong), 6, 1};
+}
 
 /// A linear mixer's place taken by the teacher's own attention, so that every target is met exactly.
 class Echo : public nn::Mixer {

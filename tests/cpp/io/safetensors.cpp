@@ -20,12 +20,15 @@ namespace {
 
 /// A folder that goes away with the test.
 struct Folder {
-  Folder() : path(fs::temp_directory_path() / ("hybridattn-" + std::to_string(::getpid()))) { fs::create_directories(path); }
+  Folder() : path(fs::temp_directory_path() / ("hybridattn-" + std::to_string(::getpid()))) {
+    fs::create_directories(path);
+  }
   ~Folder() { fs::remove_all(path); }
   fs::path path;
 };
 
-fs::path written(const fs::path& path, const std::string& header, size_t data_bytes, std::optional<uint64_t> size = {}) {
+fs::path written(const fs::path& path, const std::string& header, size_t data_bytes,
+                 std::optional<uint64_t> size = {}) {
   std::ofstream file(path, std::ios::binary);
   const uint64_t prefix = size.value_or(header.size());
   file.write(reinterpret_cast<const char*>(&prefix), sizeof(prefix));
@@ -33,7 +36,9 @@ fs::path written(const fs::path& path, const std::string& header, size_t data_by
   return path;
 }
 
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
 
 std::string message(const fs::path& path) {
   try {
@@ -49,8 +54,8 @@ std::string message(const fs::path& path) {
 TEST_CASE("every dtype and shape comes back") {
   const Folder folder;
   TensorMap tensors;
-  for (const auto dtype : {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16, at::kLong, at::kInt, at::kShort, at::kChar,
-                           at::kByte, at::kBool}) {
+  for (const auto dtype : {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16, at::kLong, at::kInt, at::kShort,
+                           at::kChar, at::kByte, at::kBool}) {
     tensors[std::string("odd.") + c10::toString(dtype)] = at::arange(15, at::kFloat).view({3, 5}).to(dtype);
   }
   tensors["scalar"] = at::ones({}, at::kFloat);
@@ -72,9 +77,7 @@ TEST_CASE("tensors outlive the reader, and writing to them leaves the file alone
   const auto path = folder.path / "a.safetensors";
   save_safetensors(path, {{"x", at::ones({8})}});
   at::Tensor x;
-  {
-    x = SafeTensors(path).tensor("x");
-  }
+  { x = SafeTensors(path).tensor("x"); }
   x.add_(1);
   CHECK(x.sum().item<float>() == 16);
   CHECK(SafeTensors(path).tensor("x").sum().item<float>() == 8);
@@ -82,8 +85,9 @@ TEST_CASE("tensors outlive the reader, and writing to them leaves the file alone
 
 TEST_CASE("bytes that are not aligned to their type are copied") {
   const Folder folder;
-  const auto path = written(folder.path / "a", R"({"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
-                                               R"("f":{"dtype":"F32","shape":[2],"data_offsets":[1,9]}})",
+  const auto path = written(folder.path / "a",
+                            R"({"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
+                            R"("f":{"dtype":"F32","shape":[2],"data_offsets":[1,9]}})",
                             9);
   const auto f = SafeTensors(path).tensor("f");
   CHECK(reinterpret_cast<uintptr_t>(f.const_data_ptr()) % alignof(float) == 0);
@@ -112,7 +116,8 @@ TEST_CASE("malformed files are refused") {
   CHECK(contains(fault(R"({"x":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}})", 8), "has shape"));
   CHECK(contains(fault(R"({"x":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}})", 8), "data_offsets"));
   CHECK(contains(fault(R"({"x":{"dtype":"F32","shape":[2],"data_offsets":[0]}})", 8), "data_offsets"));
-  CHECK(contains(fault(R"({"x":{"dtype":"F32","shape":[4294967296,4294967296,4],"data_offsets":[0,8]}})", 8), "larger than"));
+  CHECK(contains(fault(R"({"x":{"dtype":"F32","shape":[4294967296,4294967296,4],"data_offsets":[0,8]}})", 8),
+                 "larger than"));
   CHECK(contains(fault(R"({"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"y":{"dtype":"F32","shape":[2],)"
                        R"("data_offsets":[4,12]}})",
                        12),
@@ -135,7 +140,7 @@ TEST_CASE("a write that the system refuses leaves the older file intact") {
   struct rlimit before {};
   REQUIRE(::getrlimit(RLIMIT_FSIZE, &before) == 0);
   const auto handler = std::signal(SIGXFSZ, SIG_IGN);
-  const struct rlimit small {4096, before.rlim_max};
+  const struct rlimit small { 4096, before.rlim_max };
   REQUIRE(::setrlimit(RLIMIT_FSIZE, &small) == 0);
   std::string what;
   try {

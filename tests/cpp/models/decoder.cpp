@@ -14,7 +14,9 @@ using namespace hybridattn;
 
 namespace {
 
-at::Tensor some_ids() { return at::randint(31, {2, 12}, at::kLong); }
+at::Tensor some_ids() {
+  return at::randint(31, {2, 12}, at::kLong);
+}
 
 } // namespace
 
@@ -34,7 +36,8 @@ TEST_CASE("mixers are exchanged and the config follows") {
   CHECK_THROWS_WITH(hybrid->mixer(3), Catch::Contains("layer 3 does not exist"));
   hybrid->replace_mixer(0, student->shared_mixer(0));
   const auto other = transfer::convert(teacher, "lightning").student;
-  CHECK_THROWS_WITH(hybrid->replace_mixer(1, other->shared_mixer(1)), Catch::Contains("one kind beside its own attention"));
+  CHECK_THROWS_WITH(hybrid->replace_mixer(1, other->shared_mixer(1)),
+                    Catch::Contains("one kind beside its own attention"));
   CHECK_THROWS_WITH(transfer::convert(student), Catch::Contains("a hybrid already"));
   CHECK_THROWS_WITH(transfer::keep_softmax(hybrid, teacher, {0}), Catch::Contains("no mixer in layer 1"));
 }
@@ -91,6 +94,7 @@ TEST_CASE("a folder that does not fit leaves the decoder as it was") {
   const auto before = decoder->head_weight().detach().clone();
   auto tensors = transfer::detail::parameters_of(*small_decoder());
   tensors["model.layers.0.mlp.up_proj.weight"] = at::randn({3, 3});
-  CHECK_THROWS_WITH(models::load_weights(*decoder, tensors, "here"), Catch::Contains("here: model.layers.0.mlp.up_proj.weight has shape [3, 3]"));
+  CHECK_THROWS_WITH(models::load_weights(*decoder, tensors, "here"),
+                    Catch::Contains("here: model.layers.0.mlp.up_proj.weight has shape [3, 3]"));
   CHECK(decoder->head_weight().equal(before));
 }

@@ -14,9 +14,9 @@ inline hybridattn::models::ModelConfig small_config(bool tied = true) {
   config.head_dim = 4;
   config.rotary.head_dim = 4;
   config.tie_word_embeddings = tied;
-  config.teacher = {{"model_type", "llama"},        {"vocab_size", 31},       {"hidden_size", 16},
-                    {"intermediate_size", 20},      {"num_hidden_layers", 3}, {"num_attention_heads", 4},
-                    {"num_key_value_heads", 2},     {"head_dim", 4},          {"tie_word_embeddings", tied}};
+  config.teacher = {{"model_type", "llama"},    {"vocab_size", 31},       {"hidden_size", 16},
+                    {"intermediate_size", 20},  {"num_hidden_layers", 3}, {"num_attention_heads", 4},
+                    {"num_key_value_heads", 2}, {"head_dim", 4},          {"tie_word_embeddings", tied}};
   return config;
 }
 

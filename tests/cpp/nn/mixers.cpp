@@ -68,7 +68,8 @@ TEST_CASE("a state goes on where it stopped, whatever the pieces") {
 
 TEST_CASE("errors name the mixer and what it got") {
   GatedDeltaNet mixer(gated_options());
-  CHECK_THROWS_WITH(mixer->forward(at::randn({1, 5, 13})), Catch::Contains("gated_deltanet: hidden_states must be [B, T, 12]"));
+  CHECK_THROWS_WITH(mixer->forward(at::randn({1, 5, 13})),
+                    Catch::Contains("gated_deltanet: hidden_states must be [B, T, 12]"));
   MixerState state;
   const MixerContext packed{.cu_seqlens = at::ones({2}, at::kLong)};
   CHECK_THROWS_WITH(mixer->forward(at::randn({1, 5, 12}), packed, &state), Catch::Contains("exclude each other"));
@@ -76,7 +77,8 @@ TEST_CASE("errors name the mixer and what it got") {
   CHECK_THROWS_WITH(mixer->forward(at::randn({1, 5, 12}), padded), Catch::Contains("padding_mask must be [1, 5]"));
   auto options = gated_options();
   options.rotary = "keep";
-  CHECK_THROWS_WITH(GatedDeltaNet(options)->forward(at::randn({1, 5, 12})), Catch::Contains("rotary (cos, sin) is missing"));
+  CHECK_THROWS_WITH(GatedDeltaNet(options)->forward(at::randn({1, 5, 12})),
+                    Catch::Contains("rotary (cos, sin) is missing"));
   options.rotary = "sometimes";
   CHECK_THROWS_WITH(GatedDeltaNet(options), Catch::Contains("rotary must be keep or drop"));
 }

@@ -1,4 +1,5 @@
-// Rules from C++ without any registration: chunked against token by token, value and every gradient, and the single step.
+// Rules from C++ without any registration: chunked against token by token, value and every gradient, and the single
+// step.
 #include <ATen/ops/cat.h>
 #include <ATen/ops/rand.h>
 #include <ATen/ops/randn.h>
@@ -54,7 +55,8 @@ std::vector<at::Tensor> with_gradients(const Results& results, const RuleInputs&
 
 } // namespace
 
-TEMPLATE_TEST_CASE("the chunked form is the recurrence", "", LinearAttentionRule, LightningRule, DeltaRule, GatedDeltaRule) {
+TEMPLATE_TEST_CASE("the chunked form is the recurrence", "", LinearAttentionRule, LightningRule, DeltaRule,
+                   GatedDeltaRule) {
   const bool packed = GENERATE(false, true);
   const int64_t tokens = GENERATE(1, 16, 75);
   const auto in = random_inputs<TestType>(packed ? 1 : 2, tokens);
@@ -72,7 +74,8 @@ TEMPLATE_TEST_CASE("the chunked form is the recurrence", "", LinearAttentionRule
   }
 }
 
-TEMPLATE_TEST_CASE("steps are the recurrence, in place", "", LinearAttentionRule, LightningRule, DeltaRule, GatedDeltaRule) {
+TEMPLATE_TEST_CASE("steps are the recurrence, in place", "", LinearAttentionRule, LightningRule, DeltaRule,
+                   GatedDeltaRule) {
   at::NoGradGuard no_grad;
   const auto in = random_inputs<TestType>(2, 9);
   auto state = at::randn({2, 4, 5, 3}, at::kDouble);

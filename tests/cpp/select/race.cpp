@@ -76,11 +76,11 @@ TEST_CASE("Race/exhaustive trains every layer to the end, one after the other") 
   CHECK((tasks[3] == Task{1, 0, 40}));
   CHECK((order(race) == std::vector<int64_t>{1, 3, 5, 2, 0, 4}));
   CHECK((verdicts(race) == std::map<int64_t, Verdict>{{0, Verdict::out},
-                                                     {1, Verdict::in},
-                                                     {2, Verdict::out},
-                                                     {3, Verdict::in},
-                                                     {4, Verdict::out},
-                                                     {5, Verdict::out}}));
+                                                      {1, Verdict::in},
+                                                      {2, Verdict::out},
+                                                      {3, Verdict::in},
+                                                      {4, Verdict::out},
+                                                      {5, Verdict::out}}));
   CHECK((race.cost().steps == 600));
   CHECK((race.cost().exhaustive_steps == 600));
   CHECK((race.candidates()[0].history.size() == 3));

@@ -12,7 +12,8 @@ namespace {
 
 std::map<std::string, at::Tensor> teacher_weights() {
   const auto rows = [](int64_t n) { return at::arange(n * 5, at::kFloat).view({n, 5}); };
-  return {{"q_proj.weight", rows(12)}, {"k_proj.weight", rows(4)}, {"v_proj.weight", rows(4)}, {"o_proj.weight", rows(5)}};
+  return {
+      {"q_proj.weight", rows(12)}, {"k_proj.weight", rows(4)}, {"v_proj.weight", rows(4)}, {"o_proj.weight", rows(5)}};
 }
 
 } // namespace

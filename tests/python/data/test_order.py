@@ -45,14 +45,17 @@ def test_seeds_give_different_orders(data):
 def test_held_out_documents_are_never_trained_on(tokenizer, texts):
     data = TokenData.from_texts(texts, tokenizer, seq_len=16, held_out=0.25)
     assert set(data.held_out_documents).isdisjoint(data.train_documents)
-    assert len(data.held_out_documents) == 10 and len(data.train_documents) == 30
+    assert len(data.held_out_documents) == 10
+    assert len(data.train_documents) == 30
     trained = {
         name
         for batch in itertools.islice(data.train_batches(1), data.num_train_sequences)
         for name in batch.document_ids
     }
     held_out = {name for batch in data.held_out() for name in batch.document_ids}
-    assert held_out and trained and not held_out & trained
+    assert held_out
+    assert trained
+    assert not held_out & trained
 
 
 def test_copies_of_a_document_land_on_one_side(tokenizer, texts):
@@ -81,7 +84,8 @@ def test_held_out_batches_are_always_the_same_first_sequences(data):
 def test_another_sequence_length_keeps_the_split(data):
     longer = data.with_seq_len(32)
     assert set(longer.held_out_documents) == set(data.held_out_documents)
-    assert longer.store is data.store and longer.held_out(1)[0].input_ids.shape == (1, 32)
+    assert longer.store is data.store
+    assert longer.held_out(1)[0].input_ids.shape == (1, 32)
 
 
 def test_fingerprint_names_content_split_and_length(tokenizer, texts, data):

@@ -35,7 +35,9 @@ def test_positions_and_offsets_restart_at_documents_and_rows(tokenizer, texts):
 def test_rows_of_exactly_one_document_need_no_offsets(tokenizer):
     data = TokenData.from_texts(["abcdefg", "hijklmn", "opqrstu"], tokenizer, seq_len=8, held_out=0)
     batch = next(data.train_batches(3))
-    assert batch.position_ids is None and batch.cu_seqlens is None and batch.loss_mask is None
+    assert batch.position_ids is None
+    assert batch.cu_seqlens is None
+    assert batch.loss_mask is None
     assert len(batch.document_ids) == 3
     assert batch.input_ids[:, -1].tolist() == [EOS] * 3
 
@@ -44,7 +46,8 @@ def test_a_document_over_several_rows_is_named_in_each(tokenizer):
     data = TokenData.from_texts(["x" * 39], tokenizer, seq_len=8, held_out=0)
     batch = next(data.train_batches(5))
     assert batch.document_ids == ["text:1"]
-    assert batch.cu_seqlens is None and batch.input_ids.eq(EOS).sum() == 1
+    assert batch.cu_seqlens is None
+    assert batch.input_ids.eq(EOS).sum() == 1
 
 
 def test_bos_is_put_where_the_tokenizer_would(tokenizer):
@@ -83,7 +86,9 @@ def test_splitting_a_batch_keeps_rows_and_rebuilds_offsets(tokenizer, texts):
 def test_batch_moves_to_a_device():
     batch = Batch(torch.zeros(2, 4, dtype=torch.long), cu_seqlens=torch.tensor([0, 8]))
     moved = batch.to("meta")
-    assert moved.input_ids.is_meta and moved.cu_seqlens.is_meta and moved.position_ids is None
+    assert moved.input_ids.is_meta
+    assert moved.cu_seqlens.is_meta
+    assert moved.position_ids is None
     assert batch.num_tokens == 8
 
 

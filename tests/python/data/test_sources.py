@@ -80,7 +80,8 @@ def test_the_cache_is_used_and_follows_content_tokenizer_and_parameters(
     with monkeypatch.context() as patch:
         patch.setattr("hybridattn.data.token_data.tokenise", lambda *_: iter(lambda: pytest.fail("tokenised again"), 0))
         again = build(path, cache, tokenizer)
-    assert again.fingerprint == first.fingerprint and list(cache.iterdir()) == [entry]
+    assert again.fingerprint == first.fingerprint
+    assert list(cache.iterdir()) == [entry]
     assert torch.equal(next(again.train_batches(4)).input_ids, next(first.train_batches(4)).input_ids)
     stat = path.stat()
     path.write_text(path.read_text().replace("document 3", "dacument 3"))
@@ -116,7 +117,7 @@ def test_missing_and_unreadable_sources_are_named(tmp_path):
     with pytest.raises(ValueError, match="no source"):
         read()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty.*no text file"):
+    with pytest.raises(ValueError, match=r"empty.*no text file"):
         read(tmp_path / "empty")
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.txt is not UTF-8"):
@@ -127,12 +128,12 @@ def test_missing_and_unreadable_sources_are_named(tmp_path):
 
 def test_a_missing_field_is_named_with_those_there_are(tmp_path):
     path = write_jsonl(tmp_path / "c.jsonl")
-    with pytest.raises(ValueError, match="line 1: no field 'body'.*text, other"):
+    with pytest.raises(ValueError, match=r"line 1: no field 'body'.*text, other"):
         read(path, field="body")
     with pytest.raises(ValueError, match="field 'other' holds int"):
         read(path, field="other")
     parquet.write_table(pyarrow.table({"text": LINES}), tmp_path / "c.parquet")
-    with pytest.raises(ValueError, match="no column 'body'.*text"):
+    with pytest.raises(ValueError, match=r"no column 'body'.*text"):
         read(tmp_path / "c.parquet", field="body")
 
 

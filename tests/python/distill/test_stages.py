@@ -84,7 +84,8 @@ def test_only_mixers_train_in_align():
     before = weights(student)
     run_stage("align", student, teacher)
     changed = {name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed and all(".self_attn." in name for name in changed)
+    assert changed
+    assert all(".self_attn." in name for name in changed)
 
 
 def test_gradient_checkpointing_keeps_the_gradients():
@@ -142,9 +143,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     run_stage("align", ha.convert(teacher, verbose=False), teacher, run_dir=tmp_path)
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match="mixer_lr"):
-        run_stage(
-            "align", ha.convert(teacher, verbose=False), teacher, run_dir=tmp_path, fields={"mixer_lr": 5e-3}
-        )
+        run_stage("align", ha.convert(teacher, verbose=False), teacher, run_dir=tmp_path, fields={"mixer_lr": 5e-3})
     assert {path: path.read_bytes() for path in files} == files
 
 

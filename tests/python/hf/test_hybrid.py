@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from tolerances import assert_close
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -22,6 +21,7 @@ from transformers import (
 import hybridattn as ha
 from hybridattn import hf
 from hybridattn.data import Batch
+from tolerances import assert_close
 
 SHAPE = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "pad_token_id": 0}
 LLAMA3 = {
@@ -52,7 +52,7 @@ def teacher(request):
     model, config, extra = TEACHERS[request.param]
     teacher = model(config(**(SHAPE | extra))).eval()
     with torch.no_grad():
-        for name, parameter in teacher.named_parameters():
+        for _name, parameter in teacher.named_parameters():
             if parameter.dim() == 1:  # biases and norms away from their plain start
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return teacher
@@ -90,11 +90,13 @@ def test_kv_heads_are_cloned_head_by_head(teacher):
 
 def test_kept_layers_and_the_rest_are_the_teachers(teacher):
     hybrid = ha.keep_softmax(ha.convert(teacher, verbose=False), teacher, [1])
-    assert hybrid.softmax_layers == [1] and sorted(hybrid.mixers()) == [0, 2]
+    assert hybrid.softmax_layers == [1]
+    assert sorted(hybrid.mixers()) == [0, 2]
     theirs = teacher.state_dict()
     for name, tensor in hybrid.state_dict().items():
         if ".0.self_attn." not in name and ".2.self_attn." not in name:
-            assert torch.equal(tensor, theirs[name]) and tensor.data_ptr() != theirs[name].data_ptr(), name
+            assert torch.equal(tensor, theirs[name]), name
+            assert tensor.data_ptr() != theirs[name].data_ptr(), name
 
 
 def test_save_load_and_copy(teacher, ids, tmp_path):

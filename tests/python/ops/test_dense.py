@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import assert_close
 
 from hybridattn import ops
+from tolerances import assert_close
 
 
 @pytest.fixture

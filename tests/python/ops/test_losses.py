@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import assert_close
 
 from hybridattn import ops
+from tolerances import assert_close
 
 
 @pytest.fixture
@@ -102,7 +102,8 @@ def test_a_perfect_prediction_has_a_finite_gradient():
     prediction = torch.randn(4, 8, requires_grad=True)
     loss = ops.alignment_loss(prediction, prediction.detach())
     loss.backward()
-    assert loss.item() == 0 and torch.equal(prediction.grad, torch.zeros_like(prediction))
+    assert loss.item() == 0
+    assert torch.equal(prediction.grad, torch.zeros_like(prediction))
 
 
 def test_bad_inputs_are_named(models):

@@ -1,11 +1,13 @@
 """Linear-attention rules: every form against the recurrence in fp64, and against Transformers' own reference."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import assert_close
 
 from hybridattn import ops
+from tolerances import assert_close
 
 RULES = {
     "gated_delta_rule": ("g", "beta"),
@@ -68,7 +70,8 @@ def test_bf16_inputs_keep_an_fp32_state(rule):
     out, final = getattr(ops, f"chunk_{rule}")(**tensors, output_final_state=True)
     wide = {name: x.detach().double() for name, x in tensors.items()}
     expected, state = getattr(ops, f"naive_{rule}")(**wide, output_final_state=True)
-    assert out.dtype == torch.bfloat16 and final.dtype == torch.float32
+    assert out.dtype == torch.bfloat16
+    assert final.dtype == torch.float32
     assert_close(out, expected.bfloat16())
     assert_close(final, state.float())
 
@@ -81,7 +84,7 @@ def test_packed_documents_are_separate(rule, borders):
     expected, actual = both(rule, tensors, state, cu_seqlens=cu_seqlens, chunk_size=16)
     for a, e in zip(actual, expected, strict=True):
         assert_close(a, e, "gradient")
-    for number, (begin, end) in enumerate(zip(borders, borders[1:], strict=False)):
+    for number, (begin, end) in enumerate(itertools.pairwise(borders)):
         alone = {name: x[:, begin:end] for name, x in tensors.items()}
         out, final = getattr(ops, f"chunk_{rule}")(
             **alone, initial_state=state[number : number + 1], output_final_state=True

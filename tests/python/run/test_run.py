@@ -57,7 +57,9 @@ def test_a_run_from_recipe_to_report(folder):
     recipe = load_recipe(folder / "recipe.toml")
     report = Pipeline(recipe, folder / "run").run()
     page = report.read_text()
-    assert "<svg" in page and "Which layers keep softmax" in page and "http" not in page.split("</style>")[0]
+    assert "<svg" in page
+    assert "Which layers keep softmax" in page
+    assert "http" not in page.split("</style>")[0]
     result = json.loads((folder / "run" / "eval.json").read_text())
     assert list(result["models"]) == ["teacher", "hybrid", "uniform-1", "all_linear", "addition"]
     assert result["models"]["teacher"]["kl"] == pytest.approx(0, abs=1e-6)
@@ -78,7 +80,7 @@ def test_trained_candidates_are_scored(folder):
 
 
 def test_unknown_and_wrong_keys_are_named(folder):
-    with pytest.raises(ValueError, match="unknown key 'select.kepe', did you mean 'keep'"):
+    with pytest.raises(ValueError, match=r"unknown key 'select.kepe', did you mean 'keep'"):
         load_recipe(folder / "recipe.toml", ["select.kepe=2"])
     with pytest.raises(ValueError, match="exactly one of `keep`"):
         load_recipe(folder / "recipe.toml", ["select.fraction=0.5"])
@@ -89,7 +91,7 @@ def test_unknown_and_wrong_keys_are_named(folder):
 def test_a_directory_belongs_to_one_recipe(folder):
     RunDirectory(folder / "run", load_recipe(folder / "recipe.toml"))
     before = (folder / "run" / "recipe.toml").read_text()
-    with pytest.raises(ValueError, match="select.keep: 1 there, 2 now"):
+    with pytest.raises(ValueError, match=r"select.keep: 1 there, 2 now"):
         RunDirectory(folder / "run", load_recipe(folder / "recipe.toml", ["select.keep=2"]))
     assert (folder / "run" / "recipe.toml").read_text() == before
     with pytest.raises(ValueError, match="holds no recipe"):
