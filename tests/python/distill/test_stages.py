@@ -73,7 +73,8 @@ def test_micro_batches_do_not_change_the_step(name):
         result = run_stage(name, model, teacher, fields={"micro_batch_size": size, "tokens": 3 * 64})
         results.append((result.losses, weights(model)))
     for losses, state in results[1:]:
-        assert losses == pytest.approx(results[0][0], rel=1e-5)
+        # A KL this small is a difference of log-probabilities around 4, each rounded by 2e-7, averaged over tokens.
+        assert losses == pytest.approx(results[0][0], rel=1e-5, abs=5e-8)
         for key, tensor in state.items():
             torch.testing.assert_close(tensor, results[0][1][key], rtol=1e-3, atol=1e-4)
 
