@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from hybridattn.cli.progress import ProgressLine
 from hybridattn.cli.tables import print_eval, print_info, print_plan, print_scores, print_selection
@@ -118,5 +119,5 @@ def main() -> None:
     try:
         app()
     except (ValueError, TypeError, FileNotFoundError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
         sys.exit(2)

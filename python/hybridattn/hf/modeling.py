@@ -53,6 +53,31 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         """Weights come from a teacher or a checkpoint; modules initialise themselves when they are built."""
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in Transformers, but strict: weights that are missing, left over or misshapen are an error.
+
+        Raises:
+            ValueError: naming the tensors.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("ignore_mismatched_sizes", True)  # they are named below, in the error itself
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        misshapen = [f"{name} of shape {list(there)} for {list(here)}" for name, there, here in info["mismatched_keys"]]
+        faults = (
+            ("lacks", info["missing_keys"]),
+            ("has tensors that the config does not:", info["unexpected_keys"]),
+            ("holds", misshapen),
+        )
+        for what, names in faults:
+            if names:
+                more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+                raise ValueError(
+                    f"{pretrained_model_name_or_path}: the checkpoint {what} {', '.join(sorted(names)[:8])}{more}; "
+                    "config.json and weights are not of the same model"
+                )
+        return (model, info) if wants_info else model
+
     @property
     def layers(self) -> nn.ModuleList:
         return self.model.layers

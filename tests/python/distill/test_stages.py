@@ -1,5 +1,6 @@
 """Stages: exact zeros, independence of how a step is split, resuming to the same bits, errors that name things."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -163,3 +164,38 @@ def test_unknown_fields_and_shared_parameters_are_named():
     teacher = small_teacher()
     with pytest.raises(ValueError, match="share"):
         ha.match(teacher, teacher, corpus(), stage("match"))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    """The disk fills up at the second checkpoint; the first one is whole, and the stage goes on from it later."""
+    teacher = small_teacher()
+    fields = {"checkpoint_every": 3}
+    from hybridattn.distill import checkpoint
+
+    write, calls = checkpoint.save_file, []
+
+    def full(tensors, path):
+        calls.append(path)
+        if len(calls) == 2:
+            write(tensors, path)
+            os.truncate(path, 100)
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match=r"cannot write .*step-00000006.*No space left.*earlier checkpoint is intact"):
+        run_stage("align", ha.convert(teacher, verbose=False), teacher, run_dir=tmp_path, fields=fields)
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["step-00000003"]
+    whole = run_stage("align", ha.convert(teacher, verbose=False), teacher, fields=fields)
+    resumed = run_stage("align", ha.convert(teacher, verbose=False), teacher, run_dir=tmp_path, fields=fields)
+    assert resumed.losses == whole.losses
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "sums.json"])
+def test_a_damaged_checkpoint_is_named(tmp_path, name):
+    teacher = small_teacher()
+    run_stage("align", ha.convert(teacher, verbose=False), teacher, run_dir=tmp_path)
+    (path,) = tmp_path.rglob(name)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=rf"{name} is damaged .*remove .*step-00000008 to start the stage again"):
+        run_stage("align", ha.convert(teacher, verbose=False), teacher, run_dir=tmp_path)

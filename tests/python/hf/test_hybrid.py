@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -181,3 +182,30 @@ def test_bad_requests_are_named(teacher):
         ha.convert(teacher, options={"head_dims": 3})
     with pytest.raises(ValueError, match=r"layers \[3\] do not exist"):
         ha.keep_softmax(ha.convert(teacher, verbose=False), teacher, [3])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda weights: weights.pop("model.layers.0.self_attn.A_log"),
+            r"lacks model.layers.0.self_attn.A_log; config",
+        ),
+        (
+            lambda weights: weights.update({"model.layers.1.self_attn.A_log": torch.ones(4)}),
+            r"has tensors that the config does not: model.layers.1.self_attn.A_log",
+        ),
+        (
+            lambda weights: weights.update({"model.norm.weight": torch.ones(5)}),
+            r"holds model.norm.weight of shape \[5\] for \[48\]",
+        ),
+    ],
+)
+def test_a_folder_whose_tensors_do_not_fit_is_refused(tmp_path, change, message):
+    model, config, extra = TEACHERS["llama-tied-groups3"]
+    ha.convert(model(config(**(SHAPE | extra))).eval(), layers=[0], verbose=False).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    change(weights)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=message):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
