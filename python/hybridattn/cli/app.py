@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from transformers.utils import logging as transformers_logging
 
 from hybridattn.cli.progress import ProgressLine
 from hybridattn.cli.tables import print_eval, print_info, print_plan, print_scores, print_selection
+from hybridattn.distill import NonFiniteLoss
 
 if TYPE_CHECKING:
     from hybridattn.run import Pipeline
@@ -38,6 +40,7 @@ SetOption = Annotated[
 def _pipeline(recipe: Path, run_dir: Path | None, changes: list[str] | None) -> Pipeline:
     from hybridattn.run import Pipeline, load_recipe
 
+    transformers_logging.disable_progress_bar()  # it would write over the progress line
     loaded = load_recipe(recipe, changes or [])
     return Pipeline(loaded, run_dir or Path("runs") / loaded.name, ProgressLine(console))
 
@@ -115,9 +118,9 @@ def info() -> None:
 
 
 def main() -> None:
-    """Entry point: a bad recipe or input ends with its message and status 2, not with a traceback."""
+    """Entry point: a bad recipe or input, a full disk or a diverged stage ends with its message and status 2."""
     try:
         app()
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (ValueError, TypeError, OSError, NonFiniteLoss) as error:
         Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
         sys.exit(2)

@@ -34,10 +34,11 @@ class AlignObjective(Objective):
     """
 
     name = "align"
+    losses = ("l2_norm", "squared", "cosine")
 
     def __init__(self, student: Any, teacher: nn.Module, stage: Stage) -> None:
         self.student, self.teacher = student, teacher
-        self.kind = stage.resolved_loss("l2_norm", "squared", "cosine")
+        self.kind = stage.resolved_loss(*self.losses)
         self.by_layer: dict[int, nn.Module] = dict(sorted(student.mixers().items()))
         if not self.by_layer:
             raise ValueError("align: the student has no mixer to train (every layer keeps softmax attention)")

@@ -36,7 +36,7 @@ def save_checkpoint(folder: str | Path, state: TrainerState) -> Path:
         _write_json(partial / _META, state.meta)
         _write_json(partial / _SUMS, {name: _checksum(partial / name) for name in (_TENSORS, _META)})
         for path in [*partial.iterdir(), partial]:
-            _sync(path)
+            sync(path)
         partial.rename(final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -44,7 +44,7 @@ def save_checkpoint(folder: str | Path, state: TrainerState) -> Path:
             f"checkpoint: cannot write {final}: {error}; free some space or choose another run directory "
             "(an earlier checkpoint is intact)"
         ) from error
-    _sync(folder)
+    sync(folder)
     for old in _checkpoints(folder):
         if old != final:
             shutil.rmtree(old)
@@ -94,7 +94,8 @@ def _checksum(path: Path) -> int:
     return checksum
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

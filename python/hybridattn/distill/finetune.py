@@ -21,10 +21,11 @@ class FinetuneObjective(WholeModelObjective):
     """Cross-entropy of the next token of the same document, a mean over the tokens that have one."""
 
     name = "finetune"
+    losses = ("cross_entropy",)
 
     def __init__(self, student: Any, stage: Stage) -> None:
         super().__init__(student, stage)
-        stage.resolved_loss("cross_entropy")
+        stage.resolved_loss(*self.losses)
 
     def weights(self, batch: Batch) -> Tensor:
         return (next_token_labels(batch) != -100).float()

@@ -34,6 +34,7 @@ class MatchObjective(WholeModelObjective):
     """
 
     name = "match"
+    losses = ("forward", "reverse", "jsd")
 
     def __init__(
         self, student: Any, teacher: nn.Module, stage: Stage, token_weights: TokenWeights | None = None
@@ -41,7 +42,7 @@ class MatchObjective(WholeModelObjective):
         super().__init__(student, stage)
         self.teacher = teacher
         self.token_weights = token_weights
-        self.kind = stage.resolved_loss("forward", "reverse", "jsd")
+        self.kind = stage.resolved_loss(*self.losses)
         of_teacher = {parameter.data_ptr() for parameter in teacher.parameters()}
         for name, parameter in student.named_parameters():
             if parameter.data_ptr() in of_teacher:

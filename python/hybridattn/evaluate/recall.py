@@ -76,14 +76,37 @@ def load_task(path: str | Path) -> RecallTask:
     return RecallTask(path.stem, tuple(items))
 
 
-def _encode(item: RecallItem, tokenizer: Any) -> tuple[list[int], list[list[int]]]:
-    """Token ids and, per answer, the positions of the tokens that overlap it."""
+Encoded = tuple[list[int], list[list[int]]]
+"""Token ids of a text and, per answer, the positions of the tokens that overlap it."""
+
+
+def encode_task(task: RecallTask, tokenizer: Any, vocab_size: int) -> list[Encoded]:
+    """The task in tokens.
+
+    Raises:
+        ValueError: naming task and item, when an answer has no token, begins with the text's first token (nothing stands
+            before it), or a token is outside the vocabulary.
+    """
+    return [_encode(item, tokenizer, vocab_size, f"{task.name}, item {n}") for n, item in enumerate(task.items, 1)]
+
+
+def _encode(item: RecallItem, tokenizer: Any, vocab_size: int, where: str) -> Encoded:
     encoded = tokenizer(item.text, return_offsets_mapping=True, add_special_tokens=False)
+    ids = encoded["input_ids"]
     positions = [
         [i for i, (first, last) in enumerate(encoded["offset_mapping"]) if first < end and last > start]
         for start, end in item.answers
     ]
-    return encoded["input_ids"], positions
+    for (start, end), places in zip(item.answers, positions, strict=True):
+        if not places or places[0] == 0:
+            why = "is the text's first token, which nothing stands before" if places else "has no token"
+            raise ValueError(f"recall task {where}: the answer {item.text[start:end]!r} at [{start}, {end}] {why}")
+    if max(ids) >= vocab_size:
+        raise ValueError(
+            f"recall task {where}: token id {max(ids)} is outside the model's vocabulary of {vocab_size}; "
+            "use the teacher's own tokenizer"
+        )
+    return ids, positions
 
 
 @torch.no_grad()
@@ -97,8 +120,11 @@ def score_recall(
     Args:
         model: a plain Transformers decoder or a hybrid.
         tokenizer: a fast tokenizer (character offsets are needed).
+
+    Raises:
+        ValueError: as `encode_task`.
     """
-    encoded = [_encode(item, tokenizer) for item in task.items]
+    encoded = encode_task(task, tokenizer, hf.head_weight(model).shape[0])
     answers = correct = 0
     for first in range(0, len(encoded), batch_size):
         rows = encoded[first : first + batch_size]
@@ -108,9 +134,7 @@ def score_recall(
     return RecallResult(task.name, answers, correct)
 
 
-def _right_answers(
-    model: nn.Module, rows: Sequence[tuple[list[int], list[list[int]]]], device: str | torch.device
-) -> list[bool]:
+def _right_answers(model: nn.Module, rows: Sequence[Encoded], device: str | torch.device) -> list[bool]:
     length = max(len(ids) for ids, _ in rows)
     # Padding stands on the right, where a causal model cannot see it from any answer.
     tokens = torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in rows], device=device)

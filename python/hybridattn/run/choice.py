@@ -47,16 +47,7 @@ class LayerChooser:
 
     @property
     def keep(self) -> int:
-        from hybridattn import _C
-
-        table = self.pipeline.recipe.select
-        if table.layers is not None:
-            return len(table.layers)
-        if table.keep is None:
-            return _C.select.keep_of_fraction(self.num_layers, table.fraction)
-        if table.keep > self.num_layers:
-            raise ValueError(f"select.keep is {table.keep}, the teacher has {self.num_layers} layers")
-        return table.keep
+        return self.pipeline.recipe.select.budget(self.num_layers)
 
     def evaluator(self) -> CandidateEvaluator:
         if self._evaluator is None:

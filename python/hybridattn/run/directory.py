@@ -40,7 +40,7 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
 
 
 class RunDirectory:
-    """Files of one run.
+    """Files of one run. It belongs to its recipe from the first file on; the token cache is no such file.
 
     Raises:
         ValueError: when the directory belongs to another recipe, naming the keys that differ.
@@ -48,22 +48,34 @@ class RunDirectory:
 
     def __init__(self, path: str | Path, recipe: Recipe) -> None:
         self.path = Path(path)
-        owner = self.path / "recipe.toml"
-        values = recipe.model_dump(mode="json", exclude_none=True)
-        if owner.exists():
-            differences = _differences(tomllib.loads(owner.read_text(encoding="utf-8")), values)
+        self._values = recipe.model_dump(mode="json", exclude_none=True)
+        if self._owner.exists():
+            differences = _differences(tomllib.loads(self._owner.read_text(encoding="utf-8")), self._values)
             if differences:
                 raise ValueError(
                     f"run directory {self.path} belongs to another recipe ({'; '.join(differences)}); "
                     "choose another directory or remove this one"
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and any(path != self.cache for path in self.path.iterdir()):
             raise ValueError(f"run directory {self.path} is not empty and holds no recipe; choose another directory")
-        else:
+
+    @property
+    def _owner(self) -> Path:
+        return self.path / "recipe.toml"
+
+    @property
+    def cache(self) -> Path:
+        """Folder of the token cache, whose entries are named by their content."""
+        return self.path / "cache"
+
+    def claim(self) -> None:
+        """Makes the directory the recipe's own; `folder` and `write` do so."""
+        if not self._owner.exists():
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(owner, tomli_w.dumps(values))
+            write_atomically(self._owner, tomli_w.dumps(self._values))
 
     def folder(self, *parts: str) -> Path:
+        self.claim()
         folder = self.path.joinpath(*parts)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -73,6 +85,7 @@ class RunDirectory:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def write(self, name: str, value: Any) -> None:
+        self.claim()
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(value, indent=2))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 import hybridattn as ha
 from hybridattn import evaluate, hf
 from hybridattn.data import TokenData
+from hybridattn.distill.checkpoint import sync
 from hybridattn.info import collect
+from hybridattn.run.check import check_data, check_recipe
 from hybridattn.run.choice import Choice, LayerChooser
 from hybridattn.run.directory import RunDirectory
 from hybridattn.run.recipe import Recipe, StageTable
@@ -42,13 +46,26 @@ class Pipeline:
     # ---- what every step needs ----
 
     def load_teacher(self) -> nn.Module:
-        """The teacher in fp32, frozen; loaded once."""
-        if self.teacher is None:
-            from transformers import AutoModelForCausalLM, AutoTokenizer
+        """The teacher in fp32, frozen; loaded once, after the recipe was found to fit its config.
 
-            self.progress(f"teacher  {self.recipe.teacher}")
-            self.tokenizer = AutoTokenizer.from_pretrained(self.recipe.teacher)
-            teacher = AutoModelForCausalLM.from_pretrained(self.recipe.teacher, dtype=torch.float32)
+        Raises:
+            ValueError: naming the teacher when it cannot be loaded, or what in the recipe does not fit it.
+        """
+        if self.teacher is None:
+            from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+            name = self.recipe.teacher
+            self.progress(f"teacher  {name}")
+            try:
+                config = AutoConfig.from_pretrained(name)
+                check_recipe(self, config)
+                self.tokenizer = AutoTokenizer.from_pretrained(name)
+                teacher = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+            except OSError as error:
+                raise ValueError(
+                    f"teacher '{name}' cannot be loaded (no such folder, or it lacks files: {error}); give a folder with "
+                    "config, weights and tokenizer, or the name of a model on the hub"
+                ) from error
             self.teacher = teacher.eval().requires_grad_(False)
         return self.teacher
 
@@ -57,7 +74,7 @@ class Pipeline:
         if self._data is None:
             table = self.recipe.data
             self.load_teacher()
-            cache = Path(table.cache) if table.cache else self.directory.folder("cache")
+            cache = Path(table.cache) if table.cache else self.directory.cache
             self._data = TokenData.from_files(
                 table.sources,
                 self.tokenizer,
@@ -105,12 +122,14 @@ class Pipeline:
 
     def align(self) -> Any:
         """Stage 1; writes ``align/model``."""
-        folder = self.directory.folder("align")
-        if not (folder / "model").exists():
+        model = self.directory.path / "align" / "model"
+        if not model.exists():
+            teacher = self.load_teacher()
+            check_data(self, teacher.config)
             student = self.convert()
-            self._train("align", ha.align, (student, self.load_teacher()), self.recipe.align, folder)
-            self._save(student, folder / "model")
-        return self._load(folder / "model")
+            self._train("align", ha.align, (student, teacher), self.recipe.align, self.directory.folder("align"))
+            self._save(student, model)
+        return self._load(model)
 
     def choose(self) -> Choice:
         """Scores layers and chooses; writes ``score/`` and ``selection.json``."""
@@ -212,10 +231,21 @@ class Pipeline:
         return lambda event: self.progress(f"{label}  {event}")
 
     def _save(self, model: Any, path: Path) -> None:
+        """Model and tokenizer in folder `path`, all of it or nothing."""
         temporary = path.with_name(path.name + ".partial")
-        model.save_pretrained(temporary)
-        self.tokenizer.save_pretrained(temporary)
-        temporary.rename(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            model.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
+            for file in (*temporary.iterdir(), temporary):
+                sync(file)
+            temporary.rename(path)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise OSError(
+                f"cannot write {path}: {error}; free some space and run the same command again, it goes on from the "
+                "last checkpoint"
+            ) from error
 
     def _load(self, path: Path) -> Any:
         return hf.HybridForCausalLM.from_pretrained(path, dtype=torch.float32)

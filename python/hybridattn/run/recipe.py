@@ -12,6 +12,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from hybridattn import _C
+
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
@@ -74,6 +76,20 @@ class SelectTable(_Table):
         elif (self.keep is None) == (self.fraction is None):
             raise ValueError("give exactly one of `keep` (layers) and `fraction` (of all layers)")
         return self
+
+    def budget(self, num_layers: int) -> int:
+        """How many of a teacher's layers keep softmax.
+
+        Raises:
+            ValueError: more than there are, or a listed layer does not exist.
+        """
+        if self.layers is not None:
+            return len(_C.select.explicit_plan(num_layers, self.layers))
+        if self.keep is None:
+            return _C.select.keep_of_fraction(num_layers, self.fraction)
+        if self.keep > num_layers:
+            raise ValueError(f"select.keep is {self.keep}, the teacher has {num_layers} layers")
+        return self.keep
 
 
 class StageTable(BaseModel):
@@ -186,6 +202,8 @@ def _set(values: dict[str, Any], change: str) -> None:
     *tables, key = name.strip().split(".")
     for table in tables:
         values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"--set {change}: '{table}' is a key, not a table")
     values[key] = value
 
 

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hybridattn.cli.app import app, main
+from hybridattn.distill import NonFiniteLoss
 
 VERBS = ["run", "convert", "align", "score", "select", "match", "finetune", "eval", "report", "info"]
 
@@ -40,11 +41,16 @@ def test_info_names_versions_and_instruction_sets():
         (["run", "{folder}/recipe.toml"], "unknown key 'algin'"),
         (["report", "{folder}/good.toml", "--run-dir", "{folder}/new"], "selection.json is missing"),
         (["finetune", "{folder}/good.toml", "--run-dir", "{folder}/other"], "no [finetune] table"),
+        (["align", "{folder}/good.toml", "--run-dir", "{folder}/third"], "teacher 't' cannot be loaded"),
+        (["run", "{folder}/good.toml", "--set", "select"], "expected KEY=VALUE"),
+        (["run", "{folder}/good.toml", "--run-dir", "{folder}/full"], "holds no recipe"),
     ],
 )
 def test_errors_are_one_message_and_status_2(tmp_path, capsys, monkeypatch, arguments, message):
     good = 'name = "x"\nteacher = "t"\n[data]\nsources = ["a.txt"]\n[select]\nkeep = 1\n'
     (tmp_path / "good.toml").write_text(good)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("mine")
     (tmp_path / "recipe.toml").write_text(good + "[algin]\ntokens = 3\n")
     monkeypatch.setattr(sys, "argv", ["hybridattn", *(word.format(folder=tmp_path) for word in arguments)])
     with pytest.raises(SystemExit) as exit_:
@@ -53,6 +59,19 @@ def test_errors_are_one_message_and_status_2(tmp_path, capsys, monkeypatch, argu
     written = " ".join(capsys.readouterr().err.split())
     assert message in written
     assert "Traceback" not in written
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize("error", [NonFiniteLoss("the loss is nan"), OSError(28, "No space left on device")])
+def test_a_stage_that_stops_ends_with_its_message(monkeypatch, capsys, error):
+    def fail():
+        raise error
+
+    monkeypatch.setattr("hybridattn.cli.app.app", fail)
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    assert str(error) in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_command_is_installed():

@@ -1,5 +1,6 @@
 """Sources: every kind of file is read, the cache follows the content, and bad input is named."""
 
+import errno
 import json
 import os
 import shutil
@@ -100,6 +101,20 @@ def test_a_failed_build_leaves_no_cache_entry(tmp_path, cache, tokenizer):
     with pytest.raises(ValueError, match=r"c\.jsonl, line 13: not valid JSON"):
         build(path, cache, tokenizer)
     assert list(cache.iterdir()) == [entry]
+
+
+def test_a_full_disk_leaves_no_cache_entry(tmp_path, cache, tokenizer, monkeypatch):
+    path = write_jsonl(tmp_path / "c.jsonl")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            build(path, cache, tokenizer)
+    assert not list(cache.iterdir())
+    assert build(path, cache, tokenizer).num_train_sequences > 0
 
 
 def test_a_damaged_cache_is_named(tmp_path, cache, tokenizer):

@@ -136,3 +136,25 @@ def test_files_of_tasks_are_checked(tmp_path):
     path.write_text("")
     with pytest.raises(ValueError, match="has no line"):
         evaluate.load_task(path)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (RecallItem("ab", ((0, 1),)), r"t, item 1: the answer 'a' at \[0, 1\] is the text's first token"),
+        (RecallItem("a\U0001f600b", ((1, 2),)), "token id 128 is outside the model's vocabulary of 128"),
+    ],
+)
+def test_answers_that_cannot_be_asked_are_named(item, message):
+    tokenizer = character_tokenizer()
+    tokenizer.add_tokens(["\U0001f600"])
+    with pytest.raises(ValueError, match=message):
+        evaluate.score_recall(Parrot({}), tokenizer, RecallTask("t", (item,)))
+
+
+def test_an_answer_without_a_token_is_not_counted_as_right():
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    with pytest.raises(ValueError, match=r"the answer ' ' at \[1, 2\] has no token"):
+        evaluate.score_recall(Parrot({}), tokenizer, RecallTask("t", (RecallItem("a b", ((1, 2),)),)))

@@ -1,13 +1,18 @@
 """A whole run on a tiny random teacher from recipe to report; recipes and run directories that do not fit."""
 
+import errno
 import json
+import os
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from hybridattn.distill import NonFiniteLoss
+from hybridattn.distill.loop import Trainer
 from hybridattn.run import Pipeline, RunDirectory, load_recipe
+from hybridattn.run.directory import write_atomically
 
 RECIPE = """
 name = "small"
@@ -89,7 +94,7 @@ def test_unknown_and_wrong_keys_are_named(folder):
 
 
 def test_a_directory_belongs_to_one_recipe(folder):
-    RunDirectory(folder / "run", load_recipe(folder / "recipe.toml"))
+    RunDirectory(folder / "run", load_recipe(folder / "recipe.toml")).claim()
     before = (folder / "run" / "recipe.toml").read_text()
     with pytest.raises(ValueError, match=r"select.keep: 1 there, 2 now"):
         RunDirectory(folder / "run", load_recipe(folder / "recipe.toml", ["select.keep=2"]))
@@ -98,7 +103,117 @@ def test_a_directory_belongs_to_one_recipe(folder):
         RunDirectory(folder / "teacher", load_recipe(folder / "recipe.toml"))
 
 
-def test_keep_out_of_range_is_named(folder):
-    pipeline = Pipeline(load_recipe(folder / "recipe.toml", ["select.keep=7"]), folder / "run3")
-    with pytest.raises(ValueError, match="the teacher has 3 layers"):
-        pipeline.choose()
+FAULTS = {
+    "keep": (["select.keep=7"], "select.keep is 7, the teacher has 3 layers"),
+    "layers": (["select={strategy='explicit', layers=[9]}"], "layer 9 does not exist"),
+    "strategy": (["select.strategy=best"], "select.strategy: unknown 'best'; known are ranking"),
+    "plan": (["compare.plans=['best']"], "compare.plans: unknown 'best'"),
+    "plan argument": (["compare.plans=['random:x']"], "expected uniform:OFFSET or random:SEED"),
+    "stage field": (["match.tokns=5"], r"\[match\]: Stage: unknown field 'tokns', the nearest is 'tokens'"),
+    "stage preset": (["align.preset=mine"], r"\[align\]: preset: name is 'mine'"),
+    "stage loss": (["match.loss=l2_norm"], r"\[match\]: Stage: loss is 'l2_norm', expected one of forward"),
+    "candidates": (["score.max_steps=1", "score.stage={tokns=3}"], r"\[score.stage\]: .*unknown field 'tokns'"),
+    "mixer": (["convert.mixer=mamba"], "unknown mixer 'mamba'"),
+    "option": (["convert.options={short_conv=3}"], "unknown option short_conv"),
+    "teacher": (["teacher=nowhere"], "teacher 'nowhere' cannot be loaded"),
+    "source": (["data.sources=['no.jsonl']"], "no file or folder 'no.jsonl'"),
+    "length": (["data.seq_len=5000"], "one sequence needs 5000"),
+    "length of a stage": (["match.seq_len=5000"], "one sequence needs 5000"),
+    "held out": (["eval.held_out_sequences=500"], "500 sequences of 16 tokens are needed, the held-out split has 25"),
+    "held out for scores": (["score.held_out_sequences=500"], "500 sequences of 16 tokens are needed"),
+    "confidence": (
+        ["score={mode='racing', held_out_sequences=8, confidence=0.999999999, max_steps=4, steps_per_round=2}"],
+        r"\[score\]: Race: 8 held-out sequences were scored; .* confidence 0.999999999 need at least \d\d",
+    ),
+    "recall": (["eval.recall=['nedle']"], "unknown recall task 'nedle'"),
+    "recall length": (["eval.recall=['needle']", "eval.recall_length=16"], "needle: 4 facts and the question need"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_a_recipe_shows_is_found_before_anything_is_trained(folder, fault, monkeypatch):
+    changes, message = FAULTS[fault]
+    monkeypatch.setattr(Pipeline, "_train", lambda *arguments: pytest.fail("trained"))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Pipeline(load_recipe(folder / "recipe.toml", changes), folder / "run").run()
+    # The directory is still free for the mended recipe.
+    RunDirectory(folder / "run", load_recipe(folder / "recipe.toml", ["seed=1"])).claim()
+
+
+def test_a_teacher_of_an_unknown_family_is_named(folder):
+    config = json.loads((folder / "teacher" / "config.json").read_text())
+    (folder / "teacher" / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    with pytest.raises(ValueError, match="family 'gpt2' is not supported; supported are llama"):
+        Pipeline(load_recipe(folder / "recipe.toml"), folder / "run").run()
+
+
+def test_a_tokenizer_that_does_not_fit_the_vocabulary_is_named(folder):
+    tokenizer = json.loads((folder / "teacher" / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["w3"] = 31
+    (folder / "teacher" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match=r"token id 31 in corpus.jsonl:\d+ is outside the model's vocabulary of 31"):
+        Pipeline(load_recipe(folder / "recipe.toml"), folder / "run").run()
+
+
+def test_a_stage_that_diverges_keeps_its_checkpoint_and_can_go_on(folder, monkeypatch):
+    """NaN weights in the middle of align: the message, and the same command finishes when the cause is gone."""
+    recipe = load_recipe(folder / "recipe.toml", ["align.tokens=128", "align.checkpoint_every=1"])
+    step, calls = Trainer._train_on, []
+
+    def broken(trainer, batch):
+        calls.append(batch)
+        if len(calls) == 3:
+            with torch.no_grad():
+                next(iter(trainer.parameters.values())).fill_(torch.nan)
+        return step(trainer, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_on", broken)
+        with pytest.raises(NonFiniteLoss, match=r"loss is nan at step 2 in layer 0 .documents corpus.jsonl:\d+"):
+            Pipeline(recipe, folder / "run").align()
+    assert [path.name for path in (folder / "run" / "align" / "checkpoint").iterdir()] == ["step-00000002"]
+    resumed, whole = (Pipeline(recipe, folder / name).align().state_dict() for name in ("run", "whole"))
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.items())
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_full_disk_leaves_no_half_model(folder, monkeypatch, at):
+    """No space for one of the model's files: what was there stays, and the same command goes on afterwards."""
+    recipe = load_recipe(folder / "recipe.toml")
+    RunDirectory(folder / "run", recipe).claim()
+    recipe_file = (folder / "run" / "recipe.toml").read_bytes()
+    synced = []
+
+    def full(path):
+        synced.append(path)
+        if len(synced) == at + 1:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hybridattn.run.pipeline.sync", full)
+        with pytest.raises(OSError, match=r"cannot write .*align/model: .*No space left.*free some space"):
+            Pipeline(recipe, folder / "run").align()
+    assert sorted(path.name for path in (folder / "run" / "align").iterdir()) == ["checkpoint", "log.jsonl"]
+    assert (folder / "run" / "recipe.toml").read_bytes() == recipe_file
+    monkeypatch.setattr(Trainer, "_train_on", lambda *arguments: pytest.fail("trained again"))
+    Pipeline(recipe, folder / "run").align()
+    assert (folder / "run" / "align" / "model" / "model.safetensors").exists()
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "selection.json"
+    write_atomically(path, "old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_key_that_is_no_table_is_named(folder):
+    with pytest.raises(ValueError, match=r"--set name\.x=3: 'name' is a key, not a table"):
+        load_recipe(folder / "recipe.toml", ["name.x=3"])

@@ -1,0 +1,105 @@
+"""What can be wrong with a recipe, found before anything is trained: against the teacher's config, then against the data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hybridattn import _C, evaluate, select
+from hybridattn.distill.align import AlignObjective
+from hybridattn.distill.finetune import FinetuneObjective
+from hybridattn.distill.match import MatchObjective
+from hybridattn.hf import check_teacher
+from hybridattn.run.choice import candidate_stage
+
+if TYPE_CHECKING:
+    from hybridattn.run.pipeline import Pipeline
+    from hybridattn.run.recipe import Recipe, ScoreTable
+
+_LOSSES = {objective.name: objective.losses for objective in (AlignObjective, MatchObjective, FinetuneObjective)}
+_SCORED = ("addition", "removal")
+_FIXED = ("uniform", "random", "first", "last")
+
+
+def _check_plans(recipe: Recipe, num_layers: int) -> None:
+    scored = (*_SCORED, *recipe.compare.scores)
+    strategies = ("ranking", "sequential", "explicit", *scored, *_FIXED)
+    if recipe.select.strategy not in strategies:
+        raise ValueError(f"select.strategy: unknown '{recipe.select.strategy}'; known are {', '.join(strategies)}")
+    plans = ("all_linear", "ranking", "sequential", *scored, *_FIXED)
+    for plan in recipe.compare.plans:
+        name, colon, argument = plan.partition(":")
+        if name.replace(",", "").isdigit():
+            select.explicit_plan(num_layers, [int(part) for part in name.split(",") if part])
+        elif name not in plans:
+            raise ValueError(f"compare.plans: unknown '{plan}'; known are {', '.join(plans)}, or layers as 0,5,7")
+        elif colon and (name not in ("uniform", "random") or not argument.isdigit()):
+            raise ValueError(f"compare.plans: '{plan}': expected uniform:OFFSET or random:SEED, a whole number each")
+
+
+def _scorings(recipe: Recipe) -> dict[str, ScoreTable]:
+    """The scorings that the choice and its rivals ask for, by the table's name in the recipe."""
+    wanted = {recipe.select.strategy, *(plan.partition(":")[0] for plan in recipe.compare.plans)}
+    tables = {f"compare.scores.{name}": table for name, table in recipe.compare.scores.items() if name in wanted}
+    if wanted & {"ranking", "sequential", *_SCORED}:
+        tables["score"] = recipe.score
+    return tables
+
+
+def check_recipe(pipeline: Pipeline, config: Any) -> None:
+    """The recipe against the teacher's config: stages, losses, layers, plans.
+
+    Raises:
+        ValueError: an unsupported teacher, an unknown field, preset, loss or plan, or layers that do not exist.
+    """
+    recipe = pipeline.recipe
+    check_teacher(config)
+    recipe.select.budget(config.num_hidden_layers)
+    _check_plans(recipe, config.num_hidden_layers)
+    for name, losses in _LOSSES.items():
+        table = getattr(recipe, name)
+        if table is not None:
+            try:
+                pipeline.stage(name, table).resolved_loss(*losses)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"[{name}]: {error}") from error
+    for name, table in _scorings(recipe).items():
+        if table.max_steps:
+            try:
+                candidate_stage({"seq_len": recipe.data.seq_len} | table.stage).resolved_loss(*MatchObjective.losses)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"[{name}.stage]: {error}") from error
+
+
+def check_data(pipeline: Pipeline, config: Any) -> None:
+    """The recipe against the corpus and the tokenizer: lengths, held-out sequences, recall tasks.
+
+    Raises:
+        ValueError: a corpus too short for a stage, too few held-out sequences for what is asked of them, or a recall task
+            that cannot be asked with this tokenizer.
+    """
+    recipe = pipeline.recipe
+    data = pipeline.data()
+    for name in _LOSSES:
+        if (table := getattr(recipe, name)) is not None:
+            pipeline.data(pipeline.stage(name, table).seq_len)
+    data.held_out(recipe.eval.held_out_sequences)
+    scorings = _scorings(recipe)
+    if scorings:
+        data.held_out(recipe.score.held_out_sequences)
+    for name, table in scorings.items():
+        race = _C.select.Race(
+            num_layers=config.num_hidden_layers,
+            keep=recipe.select.budget(config.num_hidden_layers),
+            mode=table.mode,
+            steps_per_round=table.steps_per_round,
+            max_steps=table.max_steps,
+            confidence=table.confidence,
+        )
+        if race.next() is not None:
+            try:
+                race.check_sequences(recipe.score.held_out_sequences)
+            except ValueError as error:
+                raise ValueError(f"[{name}]: {error}") from error
+    for name in recipe.eval.recall:
+        task = evaluate.build_task(name, pipeline.tokenizer, recipe.eval.recall_length, recipe.eval.recall_items)
+        evaluate.encode_task(task, pipeline.tokenizer, config.vocab_size)
