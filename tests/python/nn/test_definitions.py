@@ -1,0 +1,121 @@
+"""Linear mixers against their definition, written token by token and head by head from their options alone."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridattn.nn import build_mixer
+from tolerances import assert_close
+
+SHAPE = {"hidden_size": 20, "num_heads": 4, "num_kv_heads": 2, "head_dim": 6, "norm_eps": 1e-3}
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"kv_sharing": "shared", "value_head_dim": 5},
+    {"rotary": "drop", "activation": "none"},
+    {"qk_norm": True, "qkv_bias": True, "output_bias": True},
+    {"short_convolution": 3, "kv_sharing": "shared"},
+    {"output_gate": False},
+    {"output_norm": False},
+    {"output_gate": False, "output_norm": False, "l2_norm": False},
+]
+KINDS = [
+    ("gated_deltanet", {}),
+    ("gated_deltanet", {"allow_negative_eigenvalues": True}),
+    ("deltanet", {}),
+    ("deltanet", {"allow_negative_eigenvalues": True}),
+    ("lightning", {}),
+    ("lightning", {"decay_slopes": "retnet"}),
+]
+
+
+def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return x * cos[:, None] + torch.cat([-second, first], -1) * sin[:, None]
+
+
+def convolved(x: Tensor, taps: Tensor) -> Tensor:
+    """x [T, C], taps [C, 1, W]; the last tap meets the token itself."""
+    width = taps.shape[-1]
+    return torch.stack(
+        [sum(taps[:, 0, width - 1 - back] * x[t - back] for back in range(min(width, t + 1))) for t in range(len(x))]
+    )
+
+
+def projected(mixer: Any, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k [T, H, K] and v [T, H, V] as the rule reads them."""
+    o = mixer.options
+    q, k, v = (F.linear(x, p.weight, p.bias) for p in (mixer.q_proj, mixer.k_proj, mixer.v_proj))
+    q, k = q.view(len(x), -1, o.head_dim), k.view(len(x), -1, o.head_dim)
+    if o.qk_norm:
+        q, k = normed(q, mixer.q_norm.weight, o.norm_eps), normed(k, mixer.k_norm.weight, o.norm_eps)
+    if o.rotary == "keep":
+        q, k = rotated(q, cos, sin), rotated(k, cos, sin)
+    q, k = q.flatten(1), k.flatten(1)
+    if o.short_convolution:
+        q, k, v = (
+            convolved(y, c.weight)
+            for y, c in ((q, mixer.q_conv1d), (k, mixer.k_conv1d), (v, mixer.v_conv1d))
+        )  # fmt: skip
+    if o.activation == "silu":
+        q, k, v = F.silu(q), F.silu(k), F.silu(v)
+    q, k, v = q.view(len(x), -1, o.head_dim), k.view(len(x), -1, o.head_dim), v.view(len(x), -1, o.value_head_dim)
+    if o.l2_norm:
+        q, k = (y / (y.square().sum(-1, keepdim=True) + 1e-6).sqrt() for y in (q, k))
+    group = o.num_heads // k.shape[1]
+    heads = [head // group for head in range(o.num_heads)]
+    return q, k[:, heads], v[:, heads]
+
+
+def gates(mixer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Log decay [T, H] and, for delta rules, beta [T, H]."""
+    o, heads = mixer.options, mixer.options.num_heads
+    if mixer.kind == "lightning":
+        exponents = torch.arange(heads, dtype=torch.float64)
+        slopes = {"lightning": -(2 ** (-8 * (exponents + 1) / heads)), "retnet": (1 - 2 ** (-5 - exponents)).log()}
+        return slopes[o.decay_slopes].expand(len(x), -1), None
+    beta = torch.sigmoid(x @ mixer.b_proj.weight.T) * (2 if o.allow_negative_eigenvalues else 1)
+    if mixer.kind == "deltanet":
+        return torch.zeros_like(beta), beta
+    return -mixer.A_log.exp() * F.softplus(x @ mixer.a_proj.weight.T + mixer.dt_bias), beta
+
+
+def by_definition(mixer: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    o = mixer.options
+    q, k, v = projected(mixer, x, cos, sin)
+    decay, beta = gates(mixer, x)
+    out = torch.zeros(len(x), o.num_heads, o.value_head_dim, dtype=x.dtype)
+    for head in range(o.num_heads):
+        state = torch.zeros(o.head_dim, o.value_head_dim, dtype=x.dtype)
+        for t in range(len(x)):
+            state = decay[t, head].exp() * state
+            written = v[t, head] if beta is None else beta[t, head] * (v[t, head] - k[t, head] @ state)
+            state = state + torch.outer(k[t, head], written)
+            out[t, head] = o.head_dim**-0.5 * (q[t, head] @ state)
+    if o.output_norm:
+        out = normed(out, mixer.o_norm.weight, o.norm_eps)
+    out = out.flatten(1)
+    if o.output_gate:
+        out = out * F.silu(x @ mixer.g_proj.weight.T)
+    return F.linear(out, mixer.o_proj.weight, mixer.o_proj.bias)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ",".join(options) or "defaults")
+@pytest.mark.parametrize(("kind", "extra"), KINDS, ids=lambda part: part if isinstance(part, str) else ",".join(part))
+@pytest.mark.parametrize("tokens", [1, 13])
+def test_a_mixer_is_its_definition(kind: str, extra: dict[str, Any], options: dict[str, Any], tokens: int) -> None:
+    mixer = build_mixer(kind, SHAPE | extra | options).double()
+    for parameter in mixer.parameters():  # away from plain starts: identity taps, norms of one
+        parameter.add_(0.3 * torch.randn_like(parameter))
+    x = torch.randn(2, tokens, 20, dtype=torch.float64)
+    angle = torch.arange(tokens, dtype=torch.float64)[:, None] * torch.tensor([1.0, 0.3, 0.1] * 2).double()
+    cos, sin = angle.cos(), angle.sin()
+    out, _ = mixer.mix(x, rotary=(cos[None], sin[None]))
+    assert_close(out, torch.stack([by_definition(mixer, row, cos, sin) for row in x]))
