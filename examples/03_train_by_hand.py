@@ -39,14 +39,14 @@ torch.manual_seed(0)
 model = Recaller()
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 asked = slice(2 * PAIRS, None, 2)  # the keys of the second half: the next token is known
-for step in range(301):
+for step in range(201):
     ids = batch(64)
     logits = model(ids)[:, asked]
     loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 2 * PAIRS + 1 :: 2].flatten())
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    if step % 100 == 0:
+    if step % 50 == 0:
         print(f"step {step:3d}  loss {loss.item():.3f}")
 
 with torch.no_grad():

@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hybridattn.hf.access import attention, decoder_layers, head_weight, hidden_states
+from hybridattn.hf.cache import HybridCache
 from hybridattn.hf.configuration import HybridConfig
 from hybridattn.hf.families import SUPPORTED, check_teacher
 from hybridattn.hf.modeling import HybridForCausalLM
@@ -12,6 +13,7 @@ AutoModelForCausalLM.register(HybridConfig, HybridForCausalLM, exist_ok=True)
 
 __all__ = [
     "SUPPORTED",
+    "HybridCache",
     "HybridConfig",
     "HybridForCausalLM",
     "attention",

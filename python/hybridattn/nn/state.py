@@ -73,8 +73,8 @@ class CacheState(MixerState):
             cache.layers[layer_idx] if layer_idx < len(cache.layers) else None, "recurrent_states"
         ):
             raise ValueError(
-                f"layer {layer_idx}: the cache has no recurrent state there; build it as DynamicCache(config=config) "
-                f'from a config whose layer_types[{layer_idx}] is "linear_attention"'
+                f"layer {layer_idx}: the cache ({type(cache).__name__}) has no recurrent state there; "
+                "use hybridattn.hf.HybridCache(model.config)"
             )
         if not linear and layer_idx < len(cache.layers) and not hasattr(cache.layers[layer_idx], "keys"):
             raise ValueError(f'layer {layer_idx}: softmax attention needs a cache layer of type "full_attention"')

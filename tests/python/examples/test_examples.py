@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
+
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
@@ -19,6 +21,15 @@ def test_a_mixer_in_a_model_of_ones_own_learns_to_recall():
     assert recall > 0.9
 
 
+def test_own_text_and_own_questions(tmp_path):
+    for number in range(6):
+        (tmp_path / f"page{number}.txt").write_text(f"Page {number} of a story. " * 200)
+    printed = output_of("04_own_data.py", tmp_path)
+    assert "TokenData(6 documents" in printed
+    assert "teacher  KL 0.000 nats/token" in printed
+    assert printed.count("1 of 1 questions right") == 2
+
+
 def test_quickstart_and_the_selectors_side_by_side(tmp_path):
     quickstart = output_of("01_quickstart.py", tmp_path)
     assert "softmax stays in layers [2, 3]" in quickstart
@@ -31,5 +42,7 @@ def test_quickstart_and_the_selectors_side_by_side(tmp_path):
 
     model = AutoModelForCausalLM.from_pretrained(teacher, dtype="float32")
     ha.convert(model, verbose=False).save_pretrained(tmp_path / "student")
-    table = output_of("02_choose_layers.py", tmp_path / "student", teacher, tmp_path / "data" / "tokens.safetensors")
+    held_out = load_file(tmp_path / "data" / "tokens.safetensors")["held_out"][:6]
+    save_file({"held_out": held_out}, tmp_path / "few.safetensors")
+    table = output_of("02_choose_layers.py", tmp_path / "student", teacher, tmp_path / "few.safetensors")
     assert "sequential addition" in table

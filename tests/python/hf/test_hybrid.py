@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -151,6 +152,12 @@ def test_a_cache_that_cannot_hold_a_state_is_refused(ids):
     hybrid = ha.convert(model(config(**(SHAPE | extra))).eval(), verbose=False)
     with pytest.raises(ValueError, match="cache_implementation 'static' cannot hold the state"):
         hybrid.generate(ids, max_new_tokens=2, cache_implementation="static")
+    with pytest.raises(ValueError, match=r"layer 0: the cache .DynamicCache. has no recurrent state .*HybridCache"):
+        hybrid(ids, past_key_values=DynamicCache())
+    cache = hf.HybridCache(hybrid.config)
+    given = hybrid.generate(ids, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    assert torch.equal(given, hybrid.generate(ids, max_new_tokens=4, do_sample=False))
+    assert cache.get_seq_length() == 23, "the last token was not read"
 
 
 def test_beams_and_continued_caches(ids):
