@@ -134,10 +134,6 @@ public:
   torch::nn::Linear b_proj{nullptr};                                        ///< empty unless the rule corrects
 
 protected:
-  torch::nn::Linear linear(const char* name, int64_t in, int64_t out, bool bias) {
-    return register_module(name, torch::nn::Linear(torch::nn::LinearOptions(in, out).bias(bias)));
-  }
-
   /// Log decay [B, T, H] <= 0, fp32 or wider.
   virtual at::Tensor decay(const at::Tensor& /*hidden_states*/) {
     HA_CHECK(false, kind(), ": the rule decays, so the mixer must define decay()");

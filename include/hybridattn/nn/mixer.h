@@ -3,6 +3,7 @@
 #pragma once
 
 #include <torch/nn/module.h>
+#include <torch/nn/modules/linear.h>
 
 #include <optional>
 #include <string>
@@ -48,6 +49,10 @@ public:
   }
 
 protected:
+  torch::nn::Linear linear(const char* name, int64_t in, int64_t out, bool bias) {
+    return register_module(name, torch::nn::Linear(torch::nn::LinearOptions(in, out).bias(bias)));
+  }
+
   void check(const at::Tensor& hidden_states, const MixerContext& context, const MixerState* state) const {
     HA_CHECK(hidden_states.dim() == 3 && hidden_states.size(2) == shape().hidden_size, kind(),
              ": hidden_states must be [B, T, ", shape().hidden_size, "], got ", hidden_states.sizes());

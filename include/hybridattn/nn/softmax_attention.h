@@ -25,9 +25,6 @@ public:
     options.resolve("SoftmaxAttention");
     const int64_t hidden = options.hidden_size, queries = options.num_heads * options.head_dim;
     const int64_t keys = options.num_kv_heads * options.head_dim;
-    const auto linear = [&](const char* name, int64_t in, int64_t out, bool bias) {
-      return register_module(name, torch::nn::Linear(torch::nn::LinearOptions(in, out).bias(bias)));
-    };
     q_proj = linear("q_proj", hidden, queries, options.qkv_bias);
     k_proj = linear("k_proj", hidden, keys, options.qkv_bias);
     v_proj = linear("v_proj", hidden, keys, options.qkv_bias);
