@@ -13,7 +13,7 @@ from hybridattn.run.choice import candidate_stage
 
 if TYPE_CHECKING:
     from hybridattn.run.pipeline import Pipeline
-    from hybridattn.run.recipe import Recipe, ScoreTable
+    from hybridattn.run.recipe import Recipe, ScoringTable
 
 _LOSSES = {objective.name: objective.losses for objective in (AlignObjective, MatchObjective, FinetuneObjective)}
 _SCORED = ("addition", "removal")
@@ -36,7 +36,7 @@ def _check_plans(recipe: Recipe, num_layers: int) -> None:
             raise ValueError(f"compare.plans: '{plan}': expected uniform:OFFSET or random:SEED, a whole number each")
 
 
-def _scorings(recipe: Recipe) -> dict[str, ScoreTable]:
+def _scorings(recipe: Recipe) -> dict[str, ScoringTable]:
     """The scorings that the choice and its rivals ask for, by the table's name in the recipe."""
     wanted = {recipe.select.strategy, *(plan.partition(":")[0] for plan in recipe.compare.plans)}
     tables = {f"compare.scores.{name}": table for name, table in recipe.compare.scores.items() if name in wanted}

@@ -10,7 +10,7 @@ from hybridattn.select import CandidateEvaluator, LayerScores, ScoreOptions
 
 if TYPE_CHECKING:
     from hybridattn.run.pipeline import Pipeline
-    from hybridattn.run.recipe import ScoreTable, SelectTable
+    from hybridattn.run.recipe import ScoringTable, SelectTable
 
 _EXPLANATIONS = {
     "removal": "Each layer of the teacher is made linear alone (GR-S2): important layers hurt most.",
@@ -71,7 +71,7 @@ class LayerChooser:
             table = recipe.score.model_copy(update={"criterion": name})
         return self.pipeline.directory.once(f"score/{name}.json", lambda: self._score(name, table))
 
-    def _score(self, name: str, table: ScoreTable) -> dict[str, Any]:
+    def _score(self, name: str, table: ScoringTable) -> dict[str, Any]:
         pipeline = self.pipeline
         options = ScoreOptions(table.criterion, table.mode, table.steps_per_round, table.max_steps, table.confidence)
         stage = data = None

@@ -8,7 +8,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -40,19 +40,24 @@ class ConvertTable(_Table):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class ScoreTable(_Table):
-    """``[score]``: how the importance of layers is measured."""
+class ScoringTable(_Table):
+    """How the importance of layers is measured: ``[score]``, and ``[compare.scores.NAME]`` beside it."""
 
     criterion: Literal["removal", "addition"] = "removal"
     """``removal`` linearises one layer of the teacher (GR-S2); ``addition`` restores softmax in one (GA-S2)."""
     mode: Literal["exhaustive", "racing"] = "exhaustive"
-    held_out_sequences: int = Field(64, ge=2)
     confidence: float = Field(0.95, gt=0.5, lt=1)
     steps_per_round: int = Field(0, ge=0)
     """Training steps between two scorings of a candidate; 0 scores without training."""
     max_steps: int = Field(0, ge=0)
     stage: dict[str, Any] = Field(default_factory=dict)
     """Fields of the candidates' stage-2 training (preset ``paper`` unless ``preset`` is given)."""
+
+
+class ScoreTable(ScoringTable):
+    """``[score]``: the scoring of this run, and the sequences on which every scoring measures."""
+
+    held_out_sequences: int = Field(64, ge=2)
 
 
 class SelectTable(_Table):
@@ -119,7 +124,7 @@ class CompareTable(_Table):
     plans: list[str] = Field(default_factory=list)
     """``uniform``, ``uniform:OFFSET``, ``random:SEED``, ``first``, ``last``, ``all_linear``, ``addition``, ``removal``,
     ``sequential``, a name of `scores`, or layers as ``0,5,7``."""
-    scores: dict[str, ScoreTable] = Field(default_factory=dict)
+    scores: dict[str, ScoringTable] = Field(default_factory=dict)
     """Further scorings by name, with the keys of ``[score]``; the highest layers of each are a plan of that name."""
 
 
@@ -183,8 +188,12 @@ def validated(model: type[_Model], values: dict[str, Any], where: str) -> _Model
 def _nearest(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
     table: Any = model
     for part in location[:-1]:
+        if get_origin(table) is dict:  # tables with names of the user's: the part is such a name
+            table = get_args(table)[1]
+            continue
         annotation = table.model_fields[part].annotation
-        table = next((a for a in getattr(annotation, "__args__", (annotation,)) if isinstance(a, type)), annotation)
+        tables = [a for a in get_args(annotation) or (annotation,) if isinstance(a, type) and issubclass(a, BaseModel)]
+        table = annotation if get_origin(annotation) is dict else tables[0]
     known = list(table.model_fields)
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     return f", did you mean '{close[0]}'?" if close else f"; known keys: {', '.join(known)}"

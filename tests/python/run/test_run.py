@@ -91,6 +91,8 @@ def test_unknown_and_wrong_keys_are_named(folder):
         load_recipe(folder / "recipe.toml", ["select.fraction=0.5"])
     with pytest.raises(ValueError, match="expected KEY=VALUE"):
         load_recipe(folder / "recipe.toml", ["select.keep"])
+    with pytest.raises(ValueError, match=r"unknown key 'compare.scores.mine.held_out_sequences'"):
+        load_recipe(folder / "recipe.toml", ["compare.scores.mine.held_out_sequences=4"])
 
 
 def test_a_directory_belongs_to_one_recipe(folder):
