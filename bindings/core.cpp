@@ -2,11 +2,13 @@
 #include "bindings.h"
 
 #include "hybridattn/core/cpu_features.h"
+#include "hybridattn/kernels/cpu/instruction_set.h"
 #include "hybridattn/version.h"
 
 #include <Eigen/Core>
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
+#include <pybind11/stl.h>
 
 namespace hybridattn {
 
@@ -42,6 +44,31 @@ void bind_core(py::module_& module) {
         return features;
       },
       "Instruction sets by name: True where the processor has it and the operating system lets programs use it.");
+  core.def(
+      "kernel_instruction_sets",
+      [] {
+        std::vector<std::string> names;
+        for (const auto& [set, its_name] : kernels::cpu::kInstructionSets) {
+          if (kernels::cpu::is_available(set)) {
+            names.emplace_back(its_name);
+          }
+        }
+        return names;
+      },
+      "Instruction sets that kernels can use here, the best one last.");
+  core.def(
+      "kernel_instruction_set", [] { return std::string(name(kernels::cpu::chosen_instruction_set())); },
+      "The instruction set that kernels use.");
+  core.def(
+      "force_instruction_set",
+      [](const std::optional<std::string>& wanted) {
+        using kernels::cpu::InstructionSet;
+        const auto before = kernels::cpu::forced_instruction_set();
+        kernels::cpu::force_instruction_set(
+            wanted ? std::optional(kernels::cpu::instruction_set(*wanted, "force_instruction_set")) : std::nullopt);
+        return before ? std::optional(std::string(name(*before))) : std::nullopt;
+      },
+      "Makes kernels use one instruction set, or with None the best one; returns the one forced before.");
   core.def("build_info", &build_info, "C++ standard, OpenMP version and the versions of the header libraries.");
 }
 

@@ -25,8 +25,9 @@ std::string op_name(const char* form, const char* suffix = "") {
 template <class R>
 ChunkForwardResult chunk(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g, const Optional& beta,
                          double scale, const Optional& initial_state, const Optional& cu_seqlens, int64_t chunk_size,
-                         bool save_states) {
-  return chunk_rule_forward<R>({q, k, v, g, beta}, scale, initial_state, cu_seqlens, chunk_size, save_states);
+                         bool save_states, const std::string& backend_name) {
+  return chunk_rule_forward<R>({q, k, v, g, beta}, scale, initial_state, cu_seqlens, chunk_size, save_states,
+                               backend(op_name<R>("chunk"), backend_name));
 }
 
 BackwardResult as_tuple(RuleGradients grad, const Tensor& q) {
@@ -38,15 +39,17 @@ BackwardResult as_tuple(RuleGradients grad, const Tensor& q) {
 template <class R>
 BackwardResult chunk_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g,
                               const Optional& beta, double scale, const Optional& cu_seqlens, int64_t chunk_size,
-                              const Tensor& states, const Tensor& grad_out, const Optional& grad_final_state) {
-  return as_tuple(
-      chunk_rule_backward<R>({q, k, v, g, beta}, scale, cu_seqlens, chunk_size, states, grad_out, grad_final_state), q);
+                              const Tensor& states, const Tensor& grad_out, const Optional& grad_final_state,
+                              const std::string& backend_name) {
+  return as_tuple(chunk_rule_backward<R>({q, k, v, g, beta}, scale, cu_seqlens, chunk_size, states, grad_out,
+                                         grad_final_state, backend(op_name<R>("chunk", "_backward"), backend_name)),
+                  q);
 }
 
 template <class R>
 ChunkForwardResult chunk_meta(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g,
                               const Optional& beta, double, const Optional& initial_state, const Optional& cu_seqlens,
-                              int64_t chunk_size, bool save_states) {
+                              int64_t chunk_size, bool save_states, const std::string&) {
   const auto options = v.options().dtype(state_dtype(v));
   const auto documents = cu_seqlens ? cu_seqlens->sym_size(0) - 1 : v.sym_size(0);
   // With packed documents the number of chunks depends on data; every document has at most one short chunk more.
@@ -61,7 +64,7 @@ ChunkForwardResult chunk_meta(const Tensor& q, const Tensor& k, const Tensor& v,
 template <class R>
 BackwardResult chunk_backward_meta(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g,
                                    const Optional& beta, double, const Optional& cu_seqlens, int64_t, const Tensor&,
-                                   const Tensor&, const Optional&) {
+                                   const Tensor&, const Optional&, const std::string&) {
   const auto like = [](const Tensor& x) { return at::empty_symint(x.sym_sizes(), x.options()); };
   const auto gate = [&](const Optional& x) { return x ? like(*x) : at::empty_symint({0}, q.options()); };
   const auto documents = cu_seqlens ? cu_seqlens->sym_size(0) - 1 : v.sym_size(0);
@@ -74,20 +77,24 @@ BackwardResult chunk_backward_meta(const Tensor& q, const Tensor& k, const Tenso
 template <class R>
 struct DispatchedCalls {
   static ChunkForwardResult forward(const RuleInputs& in, double scale, const Optional& initial_state,
-                                    const Optional& cu_seqlens, int64_t chunk_size, bool save_states) {
+                                    const Optional& cu_seqlens, int64_t chunk_size, bool save_states,
+                                    Backend wanted) {
     at::AutoDispatchBelowADInplaceOrView guard;
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow(("hybridattn::" + op_name<R>("chunk")).c_str(), "")
                                .template typed<decltype(chunk<R>)>();
-    return op.call(in.q, in.k, in.v, in.g, in.beta, scale, initial_state, cu_seqlens, chunk_size, save_states);
+    return op.call(in.q, in.k, in.v, in.g, in.beta, scale, initial_state, cu_seqlens, chunk_size, save_states,
+                   std::string(name(wanted)));
   }
   static RuleGradients backward(const RuleInputs& in, double scale, const Optional& cu_seqlens, int64_t chunk_size,
-                                const Tensor& states, const Tensor& grad_out, const Optional& grad_final_state) {
+                                const Tensor& states, const Tensor& grad_out, const Optional& grad_final_state,
+                                Backend wanted) {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow(("hybridattn::" + op_name<R>("chunk", "_backward")).c_str(), "")
                                .template typed<decltype(chunk_backward<R>)>();
     auto [q, k, v, g, beta, state] =
-        op.call(in.q, in.k, in.v, in.g, in.beta, scale, cu_seqlens, chunk_size, states, grad_out, grad_final_state);
+        op.call(in.q, in.k, in.v, in.g, in.beta, scale, cu_seqlens, chunk_size, states, grad_out, grad_final_state,
+                std::string(name(wanted)));
     return {q, k, v, in.g ? g : Tensor(), in.beta ? beta : Tensor(), state};
   }
 };
@@ -95,15 +102,18 @@ struct DispatchedCalls {
 template <class R>
 ChunkForwardResult chunk_autograd(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g,
                                   const Optional& beta, double scale, const Optional& initial_state,
-                                  const Optional& cu_seqlens, int64_t chunk_size, bool save_states) {
+                                  const Optional& cu_seqlens, int64_t chunk_size, bool save_states,
+                                  const std::string& backend_name) {
+  const auto wanted = backend(op_name<R>("chunk"), backend_name);
   const auto needs = [](const Optional& x) { return x && x->requires_grad(); };
   const bool grad = at::GradMode::is_enabled() && (q.requires_grad() || k.requires_grad() || v.requires_grad() ||
                                                    needs(g) || needs(beta) || needs(initial_state));
   if (!grad) {
-    return DispatchedCalls<R>::forward({q, k, v, g, beta}, scale, initial_state, cu_seqlens, chunk_size, save_states);
+    return DispatchedCalls<R>::forward({q, k, v, g, beta}, scale, initial_state, cu_seqlens, chunk_size, save_states,
+                                       wanted);
   }
-  auto results =
-      ChunkRuleFunction<R, DispatchedCalls<R>>::apply(q, k, v, g, beta, scale, initial_state, cu_seqlens, chunk_size);
+  auto results = ChunkRuleFunction<R, DispatchedCalls<R>>::apply(q, k, v, g, beta, scale, initial_state, cu_seqlens,
+                                                                 chunk_size, wanted);
   return {results[0], results[1], at::empty({0}, results[1].options().requires_grad(false))};
 }
 
@@ -116,12 +126,13 @@ std::tuple<Tensor, Tensor> naive(const Tensor& q, const Tensor& k, const Tensor&
 
 template <class R>
 Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g, const Optional& beta, Tensor state,
-            double scale) {
-  return step_rule<R>({q, k, v, g, beta}, state, scale);
+            double scale, const std::string& backend_name) {
+  return step_rule<R>({q, k, v, g, beta}, state, scale, backend(op_name<R>("step"), backend_name));
 }
 
 template <class R>
-Tensor step_meta(const Tensor& q, const Tensor&, const Tensor& v, const Optional&, const Optional&, Tensor, double) {
+Tensor step_meta(const Tensor& q, const Tensor&, const Tensor& v, const Optional&, const Optional&, Tensor, double,
+                 const std::string&) {
   return at::empty_symint(v.sym_sizes(), v.options());
 }
 
@@ -130,18 +141,19 @@ constexpr const char* kInputs = "Tensor q, Tensor k, Tensor v, Tensor? g, Tensor
 template <class R>
 void define(torch::Library& m) {
   m.def(
-      fmt::format("{}({}, float scale, Tensor? initial_state, Tensor? cu_seqlens, int chunk_size, bool save_states) -> "
-                  "(Tensor, Tensor, Tensor)",
+      fmt::format("{}({}, float scale, Tensor? initial_state, Tensor? cu_seqlens, int chunk_size, bool save_states, "
+                  "str backend=\"auto\") -> (Tensor, Tensor, Tensor)",
                   op_name<R>("chunk"), kInputs)
           .c_str());
   m.def(fmt::format("{}({}, float scale, Tensor? cu_seqlens, int chunk_size, Tensor states, Tensor grad_out, Tensor? "
-                    "grad_final_state) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+                    "grad_final_state, str backend=\"auto\") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
                     op_name<R>("chunk", "_backward"), kInputs)
             .c_str());
   m.def(fmt::format("{}({}, float scale, Tensor? initial_state, Tensor? cu_seqlens) -> (Tensor, Tensor)",
                     op_name<R>("naive"), kInputs)
             .c_str());
-  m.def(fmt::format("{}({}, Tensor(a!) state, float scale) -> Tensor", op_name<R>("step"), kInputs).c_str());
+  m.def(fmt::format("{}({}, Tensor(a!) state, float scale, str backend=\"auto\") -> Tensor", op_name<R>("step"), kInputs)
+            .c_str());
 }
 
 template <class R>

@@ -2,23 +2,56 @@
 #pragma once
 
 #include <ATen/ops/zeros_like.h>
-#include <hybridattn/ops/chunk_backward.h>
-#include <hybridattn/ops/chunk_forward.h>
+#include <hybridattn/ops/aten_chunk_backward.h>
+#include <hybridattn/ops/aten_chunk_forward.h>
+#include <hybridattn/ops/backend.h>
+#include <hybridattn/ops/native_rule.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 namespace hybridattn::ops {
+
+/// The chunked form, forward, on the backend that is asked for.
+/// @param save_states  keep the state at every chunk's start, which the backward pass needs; K V floats per chunk and head
+/// @throws c10::ValueError if shapes or dtypes disagree
+template <class R>
+ChunkForwardResult chunk_rule_forward(const RuleInputs& in, double scale,
+                                      const std::optional<at::Tensor>& initial_state,
+                                      const std::optional<at::Tensor>& cu_seqlens, int64_t chunk_size,
+                                      bool save_states, Backend backend) {
+  const WithoutAutocast without_autocast;
+  const std::string op = "chunk_" + std::string(R::name);
+  check_rule_inputs<R>(op, in, initial_state, cu_seqlens);
+  HA_CHECK(chunk_size > 0, op, ": chunk_size must be positive, got ", chunk_size);
+  return runs_native(op, backend, in.v)
+             ? native_chunk_forward<R>(in, scale, initial_state, cu_seqlens, chunk_size, save_states)
+             : aten_chunk_forward<R>(in, scale, initial_state, cu_seqlens, chunk_size, save_states);
+}
+
+/// The chunked form, backward.
+/// @param states    states at every chunk's start, from the forward pass (of either backend)
+/// @param grad_out  [B, T, HV, V]     @param grad_final_state  [B or N, HV, K, V]; absent means zero
+template <class R>
+RuleGradients chunk_rule_backward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& cu_seqlens,
+                                  int64_t chunk_size, const at::Tensor& states, const at::Tensor& grad_out,
+                                  const std::optional<at::Tensor>& grad_final_state, Backend backend) {
+  const WithoutAutocast without_autocast;
+  return runs_native("chunk_" + std::string(R::name) + "_backward", backend, in.v)
+             ? native_chunk_backward<R>(in, scale, cu_seqlens, chunk_size, states, grad_out, grad_final_state)
+             : aten_chunk_backward<R>(in, scale, cu_seqlens, chunk_size, states, grad_out, grad_final_state);
+}
 
 /// Calls the implementation itself: what C++ users get without any registration.
 template <class R>
 struct DirectCalls {
   static ChunkForwardResult forward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& initial_state,
-                                    const std::optional<at::Tensor>& cu_seqlens, int64_t chunk_size, bool save_states) {
-    return chunk_rule_forward<R>(in, scale, initial_state, cu_seqlens, chunk_size, save_states);
+                                    const std::optional<at::Tensor>& cu_seqlens, int64_t chunk_size, bool save_states,
+                                    Backend backend) {
+    return chunk_rule_forward<R>(in, scale, initial_state, cu_seqlens, chunk_size, save_states, backend);
   }
   static RuleGradients backward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& cu_seqlens,
                                 int64_t chunk_size, const at::Tensor& states, const at::Tensor& grad_out,
-                                const std::optional<at::Tensor>& grad_final_state) {
-    return chunk_rule_backward<R>(in, scale, cu_seqlens, chunk_size, states, grad_out, grad_final_state);
+                                const std::optional<at::Tensor>& grad_final_state, Backend backend) {
+    return chunk_rule_backward<R>(in, scale, cu_seqlens, chunk_size, states, grad_out, grad_final_state, backend);
   }
 };
 
@@ -31,13 +64,15 @@ struct ChunkRuleFunction : torch::autograd::Function<ChunkRuleFunction<R, Calls>
 
   static List forward(torch::autograd::AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
                       const at::Tensor& v, const Optional& g, const Optional& beta, double scale,
-                      const Optional& initial_state, const Optional& cu_seqlens, int64_t chunk_size) {
+                      const Optional& initial_state, const Optional& cu_seqlens, int64_t chunk_size,
+                      Backend backend) {
     const RuleInputs in{q, k, v, g, beta};
-    auto [out, final_state, states] = Calls::forward(in, scale, initial_state, cu_seqlens, chunk_size, true);
+    auto [out, final_state, states] = Calls::forward(in, scale, initial_state, cu_seqlens, chunk_size, true, backend);
     const auto or_undefined = [](const Optional& x) { return x.value_or(at::Tensor()); };
     ctx->save_for_backward({q, k, v, or_undefined(g), or_undefined(beta), or_undefined(cu_seqlens), states});
     ctx->saved_data["scale"] = scale;
     ctx->saved_data["chunk_size"] = chunk_size;
+    ctx->saved_data["backend"] = static_cast<int64_t>(backend);
     ctx->saved_data["state_dtype"] = initial_state ? static_cast<int64_t>(initial_state->scalar_type()) : int64_t{-1};
     ctx->set_materialize_grads(false);
     return {out, final_state};
@@ -49,11 +84,12 @@ struct ChunkRuleFunction : torch::autograd::Function<ChunkRuleFunction<R, Calls>
     const RuleInputs in{saved[0], saved[1], saved[2], optional(saved[3]), optional(saved[4])};
     const auto grad_out = grads[0].defined() ? grads[0] : at::zeros_like(in.v);
     auto grad = Calls::backward(in, ctx->saved_data["scale"].toDouble(), optional(saved[5]),
-                                ctx->saved_data["chunk_size"].toInt(), saved[6], grad_out, optional(grads[1]));
+                                ctx->saved_data["chunk_size"].toInt(), saved[6], grad_out, optional(grads[1]),
+                                static_cast<Backend>(ctx->saved_data["backend"].toInt()));
     const int64_t dtype = ctx->saved_data["state_dtype"].toInt();
     const auto grad_initial =
         dtype < 0 ? at::Tensor() : grad.initial_state.to(static_cast<at::ScalarType>(static_cast<int8_t>(dtype)));
-    return {grad.q, grad.k, grad.v, grad.g, grad.beta, at::Tensor(), grad_initial, at::Tensor(), at::Tensor()};
+    return {grad.q, grad.k, grad.v, grad.g, grad.beta, at::Tensor(), grad_initial, at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
@@ -64,7 +100,7 @@ std::tuple<at::Tensor, at::Tensor> chunk_rule(const RuleInputs& in, const RuleOp
   check_rule_inputs<R>("chunk_" + std::string(R::name), in, options.initial_state, options.cu_seqlens);
   auto results = ChunkRuleFunction<R, DirectCalls<R>>::apply(
       in.q, in.k, in.v, in.g, in.beta, scale_or_default(options.scale, in.k), options.initial_state, options.cu_seqlens,
-      options.chunk_size);
+      options.chunk_size, options.backend);
   return {results[0], results[1]};
 }
 

@@ -37,17 +37,45 @@ inline std::vector<std::pair<int64_t, int64_t>> document_spans(const std::string
   return spans;
 }
 
-/// All chunks of all documents as rows of C tokens, step-major: row block j holds the j-th chunk of every document that
-/// has one, longest documents first, so a step reads consecutive rows and the leading states.
-struct ChunkTable {
-  int64_t chunk = 0, rows = 0, tokens = 0;
-  bool padded = false;              ///< some rows end in padding (its index is `tokens`)
-  std::vector<int64_t> active;      ///< documents that have a j-th chunk
-  std::vector<int64_t> first_row;   ///< first row of step j; one entry more than steps
-  std::vector<int64_t> document;    ///< document at each position of the states
-  std::vector<int64_t> token_index; ///< [rows * C] flattened token of each place
+/// The order of all chunks of all documents, step-major: row block j holds the j-th chunk of every document that has
+/// one, longest documents first, so a step reads consecutive rows and the leading states.
+struct ChunkOrder {
+  int64_t chunk = 0, rows = 0;
+  std::vector<int64_t> active;    ///< documents that have a j-th chunk
+  std::vector<int64_t> first_row; ///< first row of step j; one entry more than steps
+  std::vector<int64_t> document;  ///< document at each position of the states
 
   int64_t steps() const { return static_cast<int64_t>(active.size()); }
+};
+
+inline ChunkOrder chunk_order(const std::vector<std::pair<int64_t, int64_t>>& spans, int64_t chunk) {
+  ChunkOrder order{.chunk = chunk};
+  order.document.resize(spans.size());
+  std::iota(order.document.begin(), order.document.end(), 0);
+  const auto length = [&](int64_t d) { return spans[d].second - spans[d].first; };
+  std::stable_sort(order.document.begin(), order.document.end(),
+                   [&](int64_t a, int64_t b) { return length(a) > length(b); });
+  order.first_row.push_back(0);
+  int64_t active = static_cast<int64_t>(spans.size());
+  for (int64_t step = 0;; ++step) {
+    while (active > 0 && length(order.document[active - 1]) <= step * chunk) {
+      --active;
+    }
+    if (active == 0) {
+      break;
+    }
+    order.active.push_back(active);
+    order.first_row.push_back(order.first_row.back() + active);
+  }
+  order.rows = order.first_row.back();
+  return order;
+}
+
+/// All chunks of all documents as rows of C tokens.
+struct ChunkTable : ChunkOrder {
+  int64_t tokens = 0;
+  bool padded = false;              ///< some rows end in padding (its index is `tokens`)
+  std::vector<int64_t> token_index; ///< [rows * C] flattened token of each place
 
   /// Token indices of rows [begin, end) on `device`.
   at::Tensor index(int64_t begin, int64_t end, at::Device device) const {
@@ -60,35 +88,17 @@ struct ChunkTable {
 };
 
 inline ChunkTable chunk_table(const std::vector<std::pair<int64_t, int64_t>>& spans, int64_t tokens, int64_t chunk) {
-  ChunkTable table;
-  table.chunk = chunk;
-  table.tokens = tokens;
-  table.document.resize(spans.size());
-  std::iota(table.document.begin(), table.document.end(), 0);
-  const auto length = [&](int64_t d) { return spans[d].second - spans[d].first; };
-  std::stable_sort(table.document.begin(), table.document.end(),
-                   [&](int64_t a, int64_t b) { return length(a) > length(b); });
-  table.first_row.push_back(0);
-  for (int64_t step = 0;; ++step) {
-    int64_t active = 0;
-    for (const int64_t d : table.document) {
-      const int64_t begin = spans[d].first + step * chunk, end = spans[d].second;
-      if (begin >= end) {
-        break;
-      }
-      ++active;
-      for (int64_t place = begin; place < begin + chunk; ++place) {
+  ChunkTable table{chunk_order(spans, chunk), tokens};
+  table.token_index.reserve(table.rows * chunk);
+  for (int64_t step = 0; step < table.steps(); ++step) {
+    for (int64_t position = 0; position < table.active[step]; ++position) {
+      const auto [first, end] = spans[table.document[position]];
+      for (int64_t place = first + step * chunk; place < first + (step + 1) * chunk; ++place) {
         table.token_index.push_back(place < end ? place : tokens);
         table.padded |= place >= end;
       }
     }
-    if (active == 0) {
-      break;
-    }
-    table.active.push_back(active);
-    table.first_row.push_back(table.first_row.back() + active);
   }
-  table.rows = table.first_row.back();
   return table;
 }
 

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <hybridattn/core/check.h>
+#include <hybridattn/ops/backend.h>
 
 #include <cmath>
 #include <concepts>
@@ -83,6 +84,7 @@ struct RuleOptions {
   std::optional<at::Tensor> initial_state; ///< [B or N, HV, K, V]; zero when absent
   std::optional<at::Tensor> cu_seqlens;    ///< [N + 1] integer offsets of documents packed into a batch of one
   int64_t chunk_size = 64;                 ///< tokens per chunk of the chunked form
+  Backend backend = Backend::automatic;    ///< what computes the chunked form
 };
 
 inline double scale_or_default(const std::optional<double>& scale, const at::Tensor& k) {

@@ -1,6 +1,13 @@
 """Ops on tensors: linear-attention rules, softmax attention, norms, rotary embedding, losses."""
 
-from hybridattn.ops.backend import BACKENDS, backend_report, use_backend
+from hybridattn.ops.backend import (
+    BACKENDS,
+    backend_report,
+    instruction_set,
+    instruction_sets,
+    use_backend,
+    use_instruction_set,
+)
 from hybridattn.ops.dense import (
     apply_rotary,
     gated_rms_norm,
@@ -35,6 +42,8 @@ __all__ = [
     "chunk_lightning",
     "chunk_linear_attention",
     "gated_rms_norm",
+    "instruction_set",
+    "instruction_sets",
     "l2_normalize",
     "linear_cross_entropy",
     "linear_kl_divergence",
@@ -50,4 +59,5 @@ __all__ = [
     "step_lightning",
     "step_linear_attention",
     "use_backend",
+    "use_instruction_set",
 ]

@@ -9,8 +9,13 @@ from contextlib import contextmanager
 
 import torch
 
-BACKENDS = ("aten", "naive")
-"""``aten``: the chunked form composed of ATen ops, on any device; ``naive``: the recurrence, token by token."""
+from hybridattn import _C
+
+BACKENDS = ("native", "aten", "naive")
+"""``native``: this library's kernels (CPU; float64, float32, bfloat16); ``aten``: a composition of ATen ops, on any device and
+dtype; ``naive``: the recurrence, token by token."""
+
+NATIVE_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 _forced: list[str] = []
 """Names of the `use_backend` blocks that are open, innermost last."""
@@ -24,24 +29,53 @@ def _known(name: str, source: str) -> str:
     return name
 
 
-def choose_backend(op: str, asked: str | None) -> str:
-    """The backend of one call: the argument, else the innermost `use_backend`, else ``HYBRIDATTN_BACKEND``, else aten.
+def choose_backend(op: str, asked: str | None, x: torch.Tensor) -> str:
+    """The backend of one call on tensors like `x`: the argument, else the innermost `use_backend`, else
+    ``HYBRIDATTN_BACKEND``, else native where it can run, else aten.
 
     Raises:
-        ValueError: for an unknown name; nothing ever falls back silently.
+        ValueError: for an unknown name; nothing that was asked for falls back silently.
     """
     if asked is not None:
         chosen = _known(asked, op)
     elif _forced:
         chosen = _forced[-1]
+    elif wanted := os.environ.get("HYBRIDATTN_BACKEND"):
+        chosen = _known(wanted, "HYBRIDATTN_BACKEND")
     else:
-        chosen = _known(os.environ.get("HYBRIDATTN_BACKEND") or "aten", "HYBRIDATTN_BACKEND")
+        chosen = "native" if x.device.type == "cpu" and x.dtype in NATIVE_DTYPES else "aten"
     return chosen
 
 
 def record_call(op: str, backend: str) -> None:
     if not torch.compiler.is_compiling():
         _calls[op, backend] += 1
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Instruction sets that the native kernels can use on this machine, the best one last."""
+    return tuple(_C.core.kernel_instruction_sets())
+
+
+def instruction_set() -> str:
+    """The one that the native kernels use."""
+    return str(_C.core.kernel_instruction_set())
+
+
+@contextmanager
+def use_instruction_set(name: str) -> Iterator[None]:
+    """Makes the native kernels of this process, in every thread, use one instruction set.
+
+    Outside such a block it is the one that the environment variable ``HYBRIDATTN_INSTRUCTION_SET`` names, else the best.
+
+    Raises:
+        ValueError: for an unknown name or a set that this machine lacks.
+    """
+    before = _C.core.force_instruction_set(name)
+    try:
+        yield
+    finally:
+        _C.core.force_instruction_set(before)
 
 
 @contextmanager

@@ -52,12 +52,12 @@ def _chunk(
     backend: str | None,
 ) -> Result:
     name = f"chunk_{rule}"
-    chosen = choose_backend(name, backend)
+    chosen = choose_backend(name, backend, v)
     record_call(name, chosen)
     if chosen == "naive":
         return _naive(rule, q, k, v, g, beta, scale, initial_state, output_final_state, cu_seqlens)
     op = getattr(torch.ops.hybridattn, name)
-    out, state, _ = op(q, k, v, g, beta, _scale(scale, k), initial_state, cu_seqlens, chunk_size, False)
+    out, state, _ = op(q, k, v, g, beta, _scale(scale, k), initial_state, cu_seqlens, chunk_size, False, chosen)
     return out, state if output_final_state else None
 
 
@@ -70,9 +70,14 @@ def _step(
     beta: Tensor | None,
     state: Tensor,
     scale: float | None,
+    backend: str | None,
 ) -> Tensor:
-    record_call(f"step_{rule}", "aten")
-    return getattr(torch.ops.hybridattn, f"step_{rule}")(q, k, v, g, beta, state, _scale(scale, k))
+    name = f"step_{rule}"
+    chosen = choose_backend(name, backend, v)
+    if chosen == "naive":
+        chosen = "aten"  # a step is the recurrence
+    record_call(name, chosen)
+    return getattr(torch.ops.hybridattn, name)(q, k, v, g, beta, state, _scale(scale, k), chosen)
 
 
 def naive_gated_delta_rule(
@@ -125,10 +130,10 @@ def chunk_gated_delta_rule(
 
 
 def step_gated_delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, *, state: Tensor, scale: float | None = None
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, *, state: Tensor, scale: float | None = None, backend: str | None = None
 ) -> Tensor:
     """One token (T = 1); `state` [B, HV, K, V] is updated in place. Returns ``[B, 1, HV, V]``. Not differentiable."""
-    return _step("gated_delta_rule", q, k, v, g, beta, state, scale)
+    return _step("gated_delta_rule", q, k, v, g, beta, state, scale, backend)
 
 
 def naive_delta_rule(
@@ -179,10 +184,10 @@ def chunk_delta_rule(
 
 
 def step_delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, *, state: Tensor, scale: float | None = None
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, *, state: Tensor, scale: float | None = None, backend: str | None = None
 ) -> Tensor:
     """One token (T = 1); `state` [B, HV, K, V] is updated in place. Returns ``[B, 1, HV, V]``. Not differentiable."""
-    return _step("delta_rule", q, k, v, None, beta, state, scale)
+    return _step("delta_rule", q, k, v, None, beta, state, scale, backend)
 
 
 def naive_lightning(
@@ -232,9 +237,11 @@ def chunk_lightning(
     )
 
 
-def step_lightning(q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, state: Tensor, scale: float | None = None) -> Tensor:
+def step_lightning(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, state: Tensor, scale: float | None = None, backend: str | None = None
+) -> Tensor:
     """One token (T = 1); `state` [B, HV, K, V] is updated in place. Returns ``[B, 1, HV, V]``. Not differentiable."""
-    return _step("lightning", q, k, v, g, None, state, scale)
+    return _step("lightning", q, k, v, g, None, state, scale, backend)
 
 
 def naive_linear_attention(
@@ -293,6 +300,8 @@ def chunk_linear_attention(
     )
 
 
-def step_linear_attention(q: Tensor, k: Tensor, v: Tensor, *, state: Tensor, scale: float | None = None) -> Tensor:
+def step_linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, state: Tensor, scale: float | None = None, backend: str | None = None
+) -> Tensor:
     """One token (T = 1); `state` [B, HV, K, V] is updated in place. Returns ``[B, 1, HV, V]``. Not differentiable."""
-    return _step("linear_attention", q, k, v, None, None, state, scale)
+    return _step("linear_attention", q, k, v, None, None, state, scale, backend)

@@ -1,15 +1,10 @@
-// The chunked form, backward: chunks in reverse, L, P and the writes recomputed from the state at each chunk's start.
+// The chunked form composed of ATen ops, backward: chunks in reverse, L, P and the writes recomputed from the state at each chunk's start.
 #pragma once
 
 #include <ATen/ops/add.h>
-#include <hybridattn/ops/chunk_forward.h>
+#include <hybridattn/ops/aten_chunk_forward.h>
 
 namespace hybridattn::ops {
-
-/// Gradients of a rule's inputs, in the inputs' dtypes; g, beta undefined where the rule has none.
-struct RuleGradients {
-  at::Tensor q, k, v, g, beta, initial_state;
-};
 
 namespace detail {
 
@@ -74,25 +69,14 @@ ChunkGradients chunk_gradients(const ChunkTensors& chunk, double scale, const Ch
   return grad;
 }
 
-/// [tokens, HV, D] summed over the value heads of each query/key head, in x's shape and dtype.
-inline at::Tensor like_input(const at::Tensor& flat, const at::Tensor& x) {
-  const int64_t tokens = x.size(0) * x.size(1), own = x.size(2), groups = flat.size(1) / own;
-  auto grad = flat.narrow(0, 0, tokens);
-  if (groups > 1) {
-    grad = grad.reshape({tokens, own, groups, -1}).sum(2);
-  }
-  return grad.reshape(x.sizes()).to(x.scalar_type());
-}
-
 } // namespace detail
 
-/// @param states            states at every chunk's start, from chunk_rule_forward
+/// @param states            states at every chunk's start, from the forward pass
 /// @param grad_out          [B, T, HV, V]     @param grad_final_state  [B or N, HV, K, V]; undefined means zero
 template <class R>
-RuleGradients chunk_rule_backward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& cu_seqlens,
+RuleGradients aten_chunk_backward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& cu_seqlens,
                                   int64_t chunk_size, const at::Tensor& states, const at::Tensor& grad_out,
                                   const std::optional<at::Tensor>& grad_final_state) {
-  const WithoutAutocast without_autocast;
   const std::string op = "chunk_" + std::string(R::name) + "_backward";
   const int64_t batch = in.v.size(0), length = in.v.size(1), heads = in.v.size(2), tokens = batch * length;
   const int64_t key_dim = in.k.size(3), value_dim = in.v.size(3);
@@ -159,15 +143,15 @@ RuleGradients chunk_rule_backward(const RuleInputs& in, double scale, const std:
       layout.scatter(grad.beta, grad_beta, scratch);
     }
   }
-  RuleGradients result{.q = detail::like_input(grad_q, in.q),
-                       .k = detail::like_input(grad_k, in.k),
-                       .v = detail::like_input(grad_v, in.v),
+  RuleGradients result{.q = like_input(grad_q, in.q),
+                       .k = like_input(grad_k, in.k),
+                       .v = like_input(grad_v, in.v),
                        .initial_state = detail::in_document_order(grad_state, table)};
   if constexpr (R::gated) {
-    result.g = detail::like_input(grad_g, in.g->unsqueeze(-1)).squeeze(-1);
+    result.g = like_input(grad_g, in.g->unsqueeze(-1)).squeeze(-1);
   }
   if constexpr (R::corrects) {
-    result.beta = detail::like_input(grad_beta, in.beta->unsqueeze(-1)).squeeze(-1);
+    result.beta = like_input(grad_beta, in.beta->unsqueeze(-1)).squeeze(-1);
   }
   return result;
 }

@@ -1,15 +1,13 @@
-// The chunked form, forward: correct first, then solve (docs/method.md, "The gated delta rule").
+// The chunked form composed of ATen ops, forward: correct first, then solve (docs/method.md, "The gated delta rule").
 #pragma once
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
+#include <hybridattn/ops/chunk_results.h>
 #include <hybridattn/ops/chunk_tensors.h>
 
 namespace hybridattn::ops {
-
-/// {out [B, T, HV, V], final state [B or N, HV, K, V], states at every chunk's start [rows, HV, K, V] (or empty)}
-using ChunkForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 namespace detail {
 
@@ -32,12 +30,9 @@ inline at::Tensor in_document_order(const at::Tensor& states, const ChunkTable& 
 /// @param save_states  keep the state at every chunk's start, which the backward pass needs
 template <class R>
 ChunkForwardResult
-chunk_rule_forward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& initial_state,
+aten_chunk_forward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& initial_state,
                    const std::optional<at::Tensor>& cu_seqlens, int64_t chunk_size, bool save_states) {
-  const WithoutAutocast without_autocast;
   const std::string op = "chunk_" + std::string(R::name);
-  check_rule_inputs<R>(op, in, initial_state, cu_seqlens);
-  HA_CHECK(chunk_size > 0, op, ": chunk_size must be positive, got ", chunk_size);
   const int64_t batch = in.v.size(0), length = in.v.size(1), heads = in.v.size(2), tokens = batch * length;
   const int64_t key_dim = in.k.size(3), value_dim = in.v.size(3);
   const auto table = chunk_table(document_spans(op, batch, length, cu_seqlens), tokens, chunk_size);

@@ -1,0 +1,205 @@
+// What forward and backward of a chunk share: its rows in scratch memory, its gates, its triangular matrices. Included
+// inside a set's namespace and target region. Symbols as in docs/method.md: gamma the inclusive cumulative log decay,
+// Gamma_ij = exp(gamma_i - gamma_j) for j <= i.
+
+/// A matrix in the arena. Rows are a vector further apart than they must be: a power of two would put whole columns into
+/// few sets of the first cache.
+template <class T>
+HYBRIDATTN_INLINE int row_stride(int columns) {
+  return columns + Lanes<T>::count;
+}
+
+template <class T>
+HYBRIDATTN_INLINE size_t matrix_bytes(int rows, int columns) {
+  return Arena::bytes_of<T>(static_cast<size_t>(rows) * row_stride<T>(columns));
+}
+
+template <class T>
+HYBRIDATTN_INLINE Matrix<T> matrix(Arena& arena, int rows, int columns) {
+  const int stride = row_stride<T>(columns);
+  return {arena.take<T>(static_cast<size_t>(rows) * stride), stride};
+}
+
+/// Gates of a chunk, one entry per row.
+template <class T>
+struct ChunkGates {
+  T *high = nullptr, *low = nullptr; // gamma = high + low: differences stay exact after a gate of -1000
+  T* decay = nullptr;                // exp(gamma)
+  T* remaining = nullptr;            // exp(gamma_C - gamma)
+  T* beta = nullptr;
+  T total = 1; // exp(gamma_C)
+
+  static size_t bytes(int rows) { return 5 * Arena::bytes_of<T>(rows); }
+  void take(Arena& arena, int rows) {
+    for (T** array : {&high, &low, &decay, &remaining, &beta}) {
+      *array = arena.take<T>(rows);
+    }
+  }
+};
+
+template <class E>
+struct Chunk {
+  using T = Arithmetic<E>;
+
+  int tokens = 0, rows = 0, keys = 0, values = 0; // `rows`, `keys` and `values` are padded
+  Matrix<T> q, k, v;                              // scale Q, K, V
+  Matrix<T> k_transposed;                         // [K, C]
+  Matrix<T> weight;                               // Gamma, on and below the diagonal
+  Matrix<T> key_pairs;                            // strictlower(K K^T .* Gamma)
+  Matrix<T> scores;                               // P = lower(scale Q K^T .* Gamma)
+  ChunkGates<T> gates;
+
+  static size_t bytes(int rows, int keys, int values) {
+    return 2 * matrix_bytes<T>(rows, keys) + matrix_bytes<T>(rows, values) + matrix_bytes<T>(keys, rows) +
+           3 * matrix_bytes<T>(rows, rows) + ChunkGates<T>::bytes(rows);
+  }
+
+  void take(Arena& arena, int most_rows) {
+    q = matrix<T>(arena, most_rows, keys);
+    k = matrix<T>(arena, most_rows, keys);
+    v = matrix<T>(arena, most_rows, values);
+    k_transposed = matrix<T>(arena, keys, most_rows);
+    for (auto* square : {&weight, &key_pairs, &scores}) {
+      *square = matrix<T>(arena, most_rows, most_rows);
+    }
+    gates.take(arena, most_rows);
+  }
+};
+
+/// Padding rows get no decay and no beta: they leave the state as it is.
+template <class R, class E>
+inline void load_gates(const ChunkInputs<E>& in, int64_t begin, const Chunk<E>& chunk,
+                       ChunkGates<Arithmetic<E>>& gates) {
+  using T = Arithmetic<E>;
+  if constexpr (R::corrects) {
+    for (int i = 0; i < chunk.rows; ++i) {
+      gates.beta[i] = i < chunk.tokens ? in.beta[(begin + i) * in.gate_stride] : T(0);
+    }
+  }
+  if constexpr (R::gated) {
+    constexpr double kReset = -1e4; // -inf or less than this: the state is forgotten, exp(kReset) is 0
+    double gamma = 0;
+    for (int i = 0; i < chunk.rows; ++i) {
+      if (i < chunk.tokens) {
+        const double gate = static_cast<double>(in.g[(begin + i) * in.gate_stride]);
+        gamma += gate < kReset ? kReset : gate;
+      }
+      gates.high[i] = static_cast<T>(gamma);
+      gates.low[i] = static_cast<T>(gamma - static_cast<double>(gates.high[i]));
+    }
+    const Vector<T> high = broadcast<T>(gates.high[chunk.rows - 1]), low = broadcast<T>(gates.low[chunk.rows - 1]);
+    for (int i = 0; i < chunk.rows; i += Lanes<T>::count) {
+      const auto part_high = load<T>(gates.high + i), part_low = load<T>(gates.low + i);
+      const auto decay = exp_of_nonpositive<T>(part_high);
+      store<T>(gates.decay + i, fma(decay, part_low, decay)); // exp(high + low), low being tiny
+      store<T>(gates.remaining + i, exp_of_nonpositive<T>((high - part_high) + (low - part_low)));
+    }
+    gates.total = gates.decay[chunk.rows - 1];
+  }
+}
+
+/// x where the column (of the first lane) + lane <= row, else 0.
+template <class T>
+HYBRIDATTN_INLINE Vector<T> up_to(int row, int column, Vector<T> x) {
+  const auto keep = lane_numbers<T>() <= static_cast<typename Lanes<T>::Integer>(row - column);
+  return keep ? x : Vector<T>{};
+}
+
+/// Gamma on and below the diagonal, 0 above it where a tile reaches there.
+template <class T>
+inline void decay_weights(const ChunkGates<T>& gates, int rows, Matrix<T> weight) {
+  constexpr int kLanes = Lanes<T>::count;
+  for (int row = 0; row < rows; ++row) {
+    const Vector<T> high = broadcast<T>(gates.high[row]), low = broadcast<T>(gates.low[row]);
+    for (int column = 0; column < row / kTileRows * kTileRows + kTileRows; column += kLanes) {
+      const Vector<T> exponent =
+          (high - load<T>(gates.high + column)) + (low - load<T>(gates.low + column));
+      // Above the diagonal the exponent is positive: its sign goes before the exponential is taken.
+      store<T>(weight.at(row, column), up_to<T>(row, column, exp_of_nonpositive<T>(exponent < 0 ? exponent : Vector<T>{})));
+    }
+  }
+}
+
+/// Calls f(tile, row, column) for the tiles of a [rows, rows] matrix that reach the diagonal or lie below it.
+template <class T, class F>
+HYBRIDATTN_INLINE void for_lower_tiles(int rows, F&& f) {
+  for_tiles<T>(rows, rows, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+    if (column < row + kTileRows) {
+      f(tile, row, column);
+    }
+  });
+}
+
+/// to = lower(X K^T .* Gamma), or strictlower.
+template <class R, bool Strict, class E>
+inline void decayed_pairs(const Chunk<E>& chunk, Matrix<Arithmetic<E>> x, Matrix<Arithmetic<E>> to) {
+  using T = Arithmetic<E>;
+  for_lower_tiles<T>(chunk.rows, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+    tile.zero();
+    tile.add(x, chunk.k_transposed, row, column, 0, chunk.keys);
+    tile.each([&](int i, int j, Vector<T>& c) HYBRIDATTN_INLINE_LAMBDA {
+      if constexpr (R::gated) {
+        c = column + j < row + kTileRows ? c * load<T>(chunk.weight.at(row + i, column + j)) : c;
+      }
+      store<T>(to.at(row + i, column + j), up_to<T>(row + i - (Strict ? 1 : 0), column + j, c));
+    });
+  });
+}
+
+/// Rows of the chunk that starts at token `begin`, its gates and its triangular matrices.
+template <class R, class E>
+inline void load_chunk(const ChunkInputs<E>& in, int64_t begin, Chunk<E>& chunk) {
+  using T = Arithmetic<E>;
+  chunk.tokens = static_cast<int>(in.tokens - begin < in.chunk ? in.tokens - begin : in.chunk);
+  chunk.rows = padded<T>(chunk.tokens);
+  read_rows<E, T>(in.q.from(begin), chunk.tokens, in.key_dim, in.scale, chunk.rows, chunk.keys, chunk.q);
+  read_rows<E, T>(in.k.from(begin), chunk.tokens, in.key_dim, T(1), chunk.rows, chunk.keys, chunk.k);
+  read_rows<E, T>(in.v.from(begin), chunk.tokens, in.value_dim, T(1), chunk.rows, chunk.values, chunk.v);
+  transpose<T>(chunk.k, chunk.rows, chunk.keys, chunk.k_transposed);
+  load_gates<R>(in, begin, chunk, chunk.gates);
+  if constexpr (R::gated) {
+    decay_weights<T>(chunk.gates, chunk.rows, chunk.weight);
+  }
+  decayed_pairs<R, false>(chunk, chunk.q, chunk.scores);
+  if constexpr (R::corrects) {
+    decayed_pairs<R, true>(chunk, chunk.k, chunk.key_pairs);
+  }
+}
+
+/// Solves x_i = beta_i r_i, r_i = error_i - sum_{j<i} key_pairs_ij x_j, which is (I + L) X = B (V - D K S). `residual`
+/// holds the error and may be `x`; it gets r.
+template <class E>
+inline void solve(const Chunk<E>& chunk, Matrix<Arithmetic<E>> residual, Matrix<Arithmetic<E>> x) {
+  using T = Arithmetic<E>;
+  for_tiles<T>(chunk.rows, chunk.values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+    tile.zero();
+    tile.add(chunk.key_pairs, x, row, column, 0, row);
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) {
+      const Vector<T> beta = broadcast<T>(chunk.gates.beta[row + i]);
+#pragma GCC unroll 4
+      for (int j = 0; j < tile.kVectors; ++j) {
+        T* at = residual.at(row + i, column + j * tile.kLanes);
+        Vector<T> r = load<T>(at) - tile.c[i][j];
+#pragma GCC unroll 16
+        for (int before = 0; before < i; ++before) {
+          r = fma(broadcast<T>(-*chunk.key_pairs.at(row + i, row + before)), tile.c[before][j], r);
+        }
+        store<T>(at, r);
+        tile.c[i][j] = beta * r;
+      }
+    }
+    tile.store_to(x, row, column);
+  });
+}
+
+/// X scaled row by row.
+template <class T>
+inline void scale_rows(Matrix<T> x, const T* factors, int rows, int columns, Matrix<T> to) {
+  for (int row = 0; row < rows; ++row) {
+    const Vector<T> factor = broadcast<T>(factors[row]);
+    for (int column = 0; column < columns; column += Lanes<T>::count) {
+      store<T>(to.at(row, column), factor * load<T>(x.at(row, column)));
+    }
+  }
+}

@@ -1,0 +1,71 @@
+// The chunked form, forward: correct first, then solve (docs/method.md). Included inside a set's namespace and target
+// region.
+
+/// R: a rule with `gated` (a log decay per head) and `corrects` (the delta rule).
+template <class R, class E>
+inline void chunk_forward(const ForwardTask<E>& task) {
+  using T = Arithmetic<E>;
+  Chunk<E> chunk;
+  chunk.keys = padded<T>(task.key_dim);
+  chunk.values = padded<T>(task.value_dim);
+  const int keys = chunk.keys, values = chunk.values;
+  const int most_rows = padded<T>(task.tokens < task.chunk ? task.tokens : task.chunk);
+  Arena& arena = Arena::of_this_thread();
+  arena.reset(Chunk<E>::bytes(most_rows, keys, values) + 2 * matrix_bytes<T>(most_rows, values) +
+              matrix_bytes<T>(keys, values));
+  chunk.take(arena, most_rows);
+  const auto writes = matrix<T>(arena, most_rows, values), out = matrix<T>(arena, most_rows, values);
+  const auto state = matrix<T>(arena, keys, values);
+  const Rows<const T> initial{task.initial_state, task.state_stride};
+  read_rows<T, T>(initial, task.initial_state != nullptr ? task.key_dim : 0, task.value_dim, T(1), keys, values, state);
+
+  const ChunkGates<T>& gates = chunk.gates;
+  for (int64_t n = 0; n < task.chunks(); ++n) {
+    const int64_t begin = n * task.chunk;
+    if (task.starts != nullptr) {
+      write_rows<T, T>(state, task.key_dim, task.value_dim, {task.starts[n], task.state_stride});
+    }
+    load_chunk<R>(task, begin, chunk);
+    auto x = chunk.v; // what each token adds to the state
+    if constexpr (R::corrects) {
+      // error = V - D K S
+      for_tiles<T>(chunk.rows, values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+        tile.zero();
+        tile.add(chunk.k, state, row, column, 0, keys);
+        tile.each([&](int i, int j, Vector<T> read) HYBRIDATTN_INLINE_LAMBDA {
+          const Vector<T> v = load<T>(chunk.v.at(row + i, column + j));
+          const Vector<T> decay = broadcast<T>(R::gated ? -gates.decay[row + i] : T(-1));
+          store<T>(chunk.v.at(row + i, column + j), fma(decay, read, v));
+        });
+      });
+      x = writes;
+      solve<E>(chunk, chunk.v, x);
+    }
+    // O = D scale Q S + P X
+    for_tiles<T>(chunk.rows, values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+      tile.zero();
+      tile.add(chunk.q, state, row, column, 0, keys);
+      if constexpr (R::gated) {
+        tile.each([&](int i, int, Vector<T>& c) HYBRIDATTN_INLINE_LAMBDA { c *= broadcast<T>(gates.decay[row + i]); });
+      }
+      tile.add(chunk.scores, x, row, column, 0, row + kTileRows);
+      tile.store_to(out, row, column);
+    });
+    write_rows<T, E>(out, chunk.tokens, task.value_dim, task.out.from(begin));
+    // S = exp(gamma_C) S + K^T (R X)
+    if constexpr (R::gated) {
+      scale_rows<T>(x, gates.remaining, chunk.rows, values, x);
+    }
+    for_tiles<T>(keys, values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+      tile.fill([&](int i, int j) HYBRIDATTN_INLINE_LAMBDA {
+        const Vector<T> before = load<T>(state.at(row + i, column + j));
+        return R::gated ? before * gates.total : before;
+      });
+      tile.add_transposed(chunk.k, x, row, column, 0, chunk.rows);
+      tile.store_to(state, row, column);
+    });
+  }
+  if (task.final_state != nullptr) {
+    write_rows<T, T>(state, task.key_dim, task.value_dim, {task.final_state, task.state_stride});
+  }
+}

@@ -1,0 +1,7 @@
+// All that an instruction set's namespace holds, in order. Without include guard: included once per set.
+#include <hybridattn/kernels/cpu/simd-inl.h>
+#include <hybridattn/kernels/cpu/tile-inl.h>
+#include <hybridattn/kernels/cpu/chunk-inl.h>
+#include <hybridattn/kernels/cpu/chunk_forward-inl.h>
+#include <hybridattn/kernels/cpu/chunk_backward-inl.h>
+#include <hybridattn/kernels/cpu/step-inl.h>

@@ -1,0 +1,76 @@
+// Every kernel, once per instruction set: the same headers are included in one namespace per set, each inside a region
+// that lets the compiler use that set. A template that touches a vector must be defined inside such a region.
+#pragma once
+
+#include <hybridattn/kernels/cpu/arrays.h>
+#include <hybridattn/kernels/cpu/chunk_task.h>
+#include <hybridattn/kernels/cpu/instruction_set.h>
+
+#include <cmath>
+#include <utility>
+
+#if HYBRIDATTN_X86_KERNELS
+#include <immintrin.h>
+#endif
+
+// Vectors of 32 and 64 bytes pass between inlined functions only, so that their calling convention does not matter.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wpsabi"
+#pragma GCC diagnostic ignored "-Wignored-attributes"
+
+#define HYBRIDATTN_INLINE inline __attribute__((always_inline))
+#define HYBRIDATTN_INLINE_LAMBDA __attribute__((always_inline))
+
+namespace hybridattn::kernels::cpu::portable {
+#include <hybridattn/kernels/cpu/simd_portable-inl.h>
+#include <hybridattn/kernels/cpu/every_kernel-inl.h>
+} // namespace hybridattn::kernels::cpu::portable
+
+#if HYBRIDATTN_X86_KERNELS
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,bmi,bmi2")
+namespace hybridattn::kernels::cpu::avx2 {
+#include <hybridattn/kernels/cpu/simd_avx2-inl.h>
+#include <hybridattn/kernels/cpu/every_kernel-inl.h>
+} // namespace hybridattn::kernels::cpu::avx2
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+namespace hybridattn::kernels::cpu::avx512 {
+#include <hybridattn/kernels/cpu/simd_avx512-inl.h>
+#include <hybridattn/kernels/cpu/every_kernel-inl.h>
+} // namespace hybridattn::kernels::cpu::avx512
+#pragma GCC pop_options
+#endif
+
+#undef HYBRIDATTN_INLINE
+#undef HYBRIDATTN_INLINE_LAMBDA
+#pragma GCC diagnostic pop
+
+namespace hybridattn::kernels::cpu {
+
+/// The kernels of one rule and element type, of the set that runs.
+template <class R, class E>
+struct RuleKernels {
+  void (*chunk_forward)(const ForwardTask<E>&);
+  void (*chunk_backward)(const BackwardTask<E>&);
+  void (*step)(const StepTask<E>&);
+
+  static RuleKernels of(InstructionSet set) {
+#if HYBRIDATTN_X86_KERNELS
+    switch (set) {
+    case InstructionSet::avx512:
+      return {avx512::chunk_forward<R, E>, avx512::chunk_backward<R, E>, avx512::step<R, E>};
+    case InstructionSet::avx2:
+      return {avx2::chunk_forward<R, E>, avx2::chunk_backward<R, E>, avx2::step<R, E>};
+    case InstructionSet::portable:
+      break;
+    }
+#endif
+    static_cast<void>(set);
+    return {portable::chunk_forward<R, E>, portable::chunk_backward<R, E>, portable::step<R, E>};
+  }
+};
+
+} // namespace hybridattn::kernels::cpu

@@ -1,0 +1,183 @@
+// Vectors of one instruction set, in the compiler's own vector types, and functions on them. Included inside a set's
+// namespace and target region, after its kVectorBytes and fma.
+
+template <class T>
+struct Lanes {
+  static constexpr int count = kVectorBytes / static_cast<int>(sizeof(T));
+  typedef T Vector __attribute__((vector_size(kVectorBytes)));
+  using Integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  typedef Integer Integers __attribute__((vector_size(kVectorBytes)));
+};
+
+template <class T>
+using Vector = typename Lanes<T>::Vector;
+template <class T>
+using Integers = typename Lanes<T>::Integers;
+
+template <class T>
+HYBRIDATTN_INLINE Vector<T> load(const T* from) {
+  Vector<T> x;
+  __builtin_memcpy(&x, from, sizeof(x));
+  return x;
+}
+
+template <class T>
+HYBRIDATTN_INLINE void store(T* to, Vector<T> x) {
+  __builtin_memcpy(to, &x, sizeof(x));
+}
+
+template <class T>
+HYBRIDATTN_INLINE Vector<T> broadcast(T x) {
+  return x - Vector<T>{}; // x - 0 is x for every x, so this costs the broadcast alone
+}
+
+/// 0, 1, 2, ...
+template <class T>
+HYBRIDATTN_INLINE Integers<T> lane_numbers() {
+  Integers<T> numbers;
+  for (int i = 0; i < Lanes<T>::count; ++i) {
+    numbers[i] = i;
+  }
+  return numbers;
+}
+
+template <class T>
+HYBRIDATTN_INLINE T sum(Vector<T> x) {
+  T total = 0;
+  for (int i = 0; i < Lanes<T>::count; ++i) {
+    total += x[i];
+  }
+  return total;
+}
+
+/// e^x for x <= 0 (0 where it would be subnormal): x = n log 2 + f, e^f by its series to the last bit of T, 2^n by its
+/// bits.
+template <class T>
+HYBRIDATTN_INLINE Vector<T> exp_of_nonpositive(Vector<T> x) {
+  constexpr bool kDouble = sizeof(T) == 8;
+  constexpr int kMantissa = kDouble ? 52 : 23, kBias = kDouble ? 1023 : 127, kTerms = kDouble ? 13 : 7;
+  // Adding 1.5 * 2^mantissa rounds to an integer and leaves it in the lowest bits.
+  constexpr T kRound = kDouble ? T(6755399441055744.0) : T(12582912.0);
+  constexpr T kLog2e = T(1.4426950408889634), kSmallest = kDouble ? T(-708) : T(-87);
+  constexpr T kLn2High = kDouble ? T(0x1.62e42feep-1) : T(0x1.62e4p-1); // few enough bits that n times it is exact
+  constexpr T kLn2Low = static_cast<T>(0x1.62e42fefa39efp-1 - static_cast<double>(kLn2High));
+  const auto vanishes = x < kSmallest;
+  x = vanishes ? broadcast<T>(kSmallest) : x;
+  const Vector<T> shifted = fma(x, broadcast<T>(kLog2e), broadcast<T>(kRound));
+  const Vector<T> n = shifted - kRound;
+  const Vector<T> f = fma(n, broadcast<T>(-kLn2Low), fma(n, broadcast<T>(-kLn2High), x));
+  T coefficient = 1;
+  for (int k = 2; k <= kTerms; ++k) {
+    coefficient /= static_cast<T>(k);
+  }
+  Vector<T> series = broadcast<T>(coefficient);
+#pragma GCC unroll 16
+  for (int k = kTerms; k >= 1; --k) {
+    coefficient *= static_cast<T>(k);
+    series = fma(series, f, broadcast<T>(coefficient));
+  }
+  Integers<T> bits;
+  __builtin_memcpy(&bits, &shifted, sizeof(bits));
+  bits = (bits << kMantissa) + (static_cast<typename Lanes<T>::Integer>(kBias) << kMantissa);
+  Vector<T> power;
+  __builtin_memcpy(&power, &bits, sizeof(power));
+  return vanishes ? Vector<T>{} : series * power;
+}
+
+/// One stage of a transposition: blocks of `Distance` lanes change places between a and b.
+template <class T, int Distance, bool High, int... I>
+HYBRIDATTN_INLINE Vector<T> interleaved(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
+  constexpr int kCount = Lanes<T>::count;
+  return __builtin_shufflevector(a, b, ((I & Distance) ? kCount + (High ? I : I - Distance)
+                                                       : (High ? I + Distance : I))...);
+}
+
+template <class T, int Distance = 1>
+HYBRIDATTN_INLINE void transpose_lanes(Vector<T> (&rows)[Lanes<T>::count]) {
+  constexpr int kCount = Lanes<T>::count;
+  if constexpr (Distance < kCount) {
+    constexpr auto kLanes = std::make_integer_sequence<int, kCount>{};
+#pragma GCC unroll 16
+    for (int i = 0; i < kCount; ++i) {
+      if ((i & Distance) == 0) {
+        const Vector<T> a = rows[i], b = rows[i + Distance];
+        rows[i] = interleaved<T, Distance, false>(a, b, kLanes);
+        rows[i + Distance] = interleaved<T, Distance, true>(a, b, kLanes);
+      }
+    }
+    transpose_lanes<T, Distance * 2>(rows);
+  }
+}
+
+/// to [columns, rows] = from [rows, columns]^T; both sizes multiples of the vector's length.
+template <class T>
+inline void transpose(Matrix<T> from, int rows, int columns, Matrix<T> to) {
+  constexpr int kCount = Lanes<T>::count;
+  for (int row = 0; row < rows; row += kCount) {
+    for (int column = 0; column < columns; column += kCount) {
+      Vector<T> block[kCount];
+#pragma GCC unroll 16
+      for (int i = 0; i < kCount; ++i) {
+        block[i] = load<T>(from.at(row + i, column));
+      }
+      transpose_lanes<T>(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < kCount; ++i) {
+        store<T>(to.at(column + i, row), block[i]);
+      }
+    }
+  }
+}
+
+HYBRIDATTN_INLINE float widened(float x) { return x; }
+HYBRIDATTN_INLINE double widened(double x) { return x; }
+HYBRIDATTN_INLINE float widened(Bfloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float result;
+  __builtin_memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+HYBRIDATTN_INLINE void narrow(float x, float& to) { to = x; }
+HYBRIDATTN_INLINE void narrow(double x, double& to) { to = x; }
+/// To the nearest, ties to even; NaN stays NaN.
+HYBRIDATTN_INLINE void narrow(float x, Bfloat16& to) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof(bits));
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  to.bits = static_cast<uint16_t>(x == x ? rounded : 0x7fc0);
+}
+
+/// to[r, c] = factor * from[r, c] for the rows and columns that exist, 0 in the padding up to `padded` of each.
+template <class E, class T>
+inline void read_rows(Rows<const E> from, int rows, int columns, T factor, int padded_rows, int padded_columns,
+                      Matrix<T> to) {
+  for (int r = 0; r < padded_rows; ++r) {
+    T* row = to.at(r, 0);
+    const int present = r < rows ? columns : 0;
+    const E* source = r < rows ? from.row(r) : nullptr;
+    if (from.step == 1) {
+      for (int c = 0; c < present; ++c) {
+        row[c] = factor * widened(source[c]);
+      }
+    } else {
+      for (int c = 0; c < present; ++c) {
+        row[c] = factor * widened(source[c * from.step]);
+      }
+    }
+    for (int c = present; c < padded_columns; ++c) {
+      row[c] = 0;
+    }
+  }
+}
+
+template <class T, class E>
+inline void write_rows(Matrix<T> from, int rows, int columns, Rows<E> to) {
+  for (int r = 0; r < rows; ++r) {
+    const T* row = from.at(r, 0);
+    E* target = to.row(r);
+    for (int c = 0; c < columns; ++c) {
+      narrow(row[c], target[c]);
+    }
+  }
+}

@@ -1,0 +1,277 @@
+// The rules on this library's CPU kernels: tensors in, tasks for the kernels out. A task is one document (or sequence) of
+// one value head; threads take tasks one after another, longest first.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <hybridattn/kernels/cpu/sets.h>
+#include <hybridattn/ops/chunk_results.h>
+#include <hybridattn/ops/documents.h>
+#include <hybridattn/ops/rule.h>
+
+#include <atomic>
+
+namespace hybridattn::ops {
+
+namespace detail {
+
+/// Calls f with the kernels' element type of `x`.
+template <class F>
+auto with_element_type(const at::Tensor& x, F&& f) {
+  switch (x.scalar_type()) {
+  case at::kDouble:
+    return f(double{});
+  case at::kBFloat16:
+    return f(kernels::cpu::Bfloat16{});
+  default:
+    return f(float{});
+  }
+}
+
+template <class E>
+E* data(const at::Tensor& x) {
+  return static_cast<E*>(x.data_ptr());
+}
+template <class E>
+const E* const_data(const at::Tensor& x) {
+  return static_cast<const E*>(x.const_data_ptr());
+}
+
+/// Rows [T, D] of one head of x [B, T, heads, D], from a token of the flattened [B * T] on.
+template <class E>
+kernels::cpu::Rows<const E> rows(const at::Tensor& x, int64_t token, int64_t head) {
+  const int64_t length = x.size(1);
+  return {const_data<E>(x) + token / length * x.stride(0) + token % length * x.stride(1) + head * x.stride(2),
+          x.stride(1), x.stride(3)};
+}
+
+/// The columns [first, first + size) of a value head that one task computes.
+struct Columns {
+  int64_t first, size;
+};
+
+/// All columns at once if there are tasks for every thread, otherwise in parts. A column's arithmetic does not depend on
+/// the part it is in.
+inline std::vector<Columns> column_parts(int64_t value_dim, int64_t tasks, int64_t threads) {
+  constexpr int64_t kGrain = 32; // a register tile
+  const int64_t wanted = tasks > 0 ? (threads + tasks - 1) / tasks : 1;
+  const int64_t parts = std::clamp<int64_t>(wanted, 1, (value_dim + kGrain - 1) / kGrain);
+  const int64_t size = ((value_dim + parts - 1) / parts + kGrain - 1) / kGrain * kGrain;
+  std::vector<Columns> result;
+  for (int64_t first = 0; first < value_dim; first += size) {
+    result.push_back({first, std::min(size, value_dim - first)});
+  }
+  return result;
+}
+
+/// f(i) for i < tasks on all threads. Tasks are handed out in order, so unequal ones balance.
+template <class F>
+void for_each_task(int64_t tasks, F&& f) {
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, std::min<int64_t>(at::get_num_threads(), tasks), 1, [&](int64_t first, int64_t last) {
+    for (int64_t worker = first; worker < last; ++worker) {
+      for (int64_t task = next.fetch_add(1); task < tasks; task = next.fetch_add(1)) {
+        f(task);
+      }
+    }
+  });
+}
+
+/// The chunked form's inputs as the kernels see them.
+template <class R, class E>
+struct NativeInputs {
+  using Number = kernels::cpu::Arithmetic<E>;
+
+  const RuleInputs& in;
+  double scale;
+  int64_t length, heads, groups, key_dim, value_dim;
+  std::vector<std::pair<int64_t, int64_t>> spans;
+  ChunkOrder order;
+  at::Tensor g, beta; // [tokens, HV] in the arithmetic's dtype, contiguous
+
+  NativeInputs(const std::string& op, const RuleInputs& inputs, double scale_of_q,
+               const std::optional<at::Tensor>& cu_seqlens, int64_t chunk_size)
+      : in(inputs), scale(scale_of_q), length(in.v.size(1)), heads(in.v.size(2)), groups(heads / in.q.size(2)),
+        key_dim(in.k.size(3)), value_dim(in.v.size(3)),
+        spans(document_spans(op, in.v.size(0), length, cu_seqlens)), order(chunk_order(spans, chunk_size)) {
+    const auto gate = [&](const std::optional<at::Tensor>& x) {
+      return x ? x->to(state_dtype(in.v)).contiguous() : at::Tensor();
+    };
+    g = gate(in.g);
+    beta = gate(in.beta);
+  }
+
+  int64_t documents() const { return static_cast<int64_t>(spans.size()); }
+
+  /// The part of a task that forward and backward share.
+  void fill(kernels::cpu::ChunkInputs<E>& task, int64_t document, int64_t head, Columns columns) const {
+    const auto [first, last] = spans[document];
+    task.tokens = last - first;
+    task.key_dim = static_cast<int>(key_dim);
+    task.value_dim = static_cast<int>(columns.size);
+    task.chunk = static_cast<int>(order.chunk);
+    task.scale = static_cast<Number>(scale);
+    if (task.tokens > 0) {
+      task.q = rows<E>(in.q, first, head / groups);
+      task.k = rows<E>(in.k, first, head / groups);
+      task.v = rows<E>(in.v.narrow(3, columns.first, columns.size), first, head);
+    }
+    task.g = g.defined() ? const_data<Number>(g) + first * heads + head : nullptr;
+    task.beta = beta.defined() ? const_data<Number>(beta) + first * heads + head : nullptr;
+    task.gate_stride = heads;
+    task.state_stride = value_dim;
+  }
+
+  /// Where [K, V] of (number, head) begins in states [N, HV, K, V].
+  int64_t state_offset(int64_t number, int64_t head, Columns columns) const {
+    return (number * heads + head) * key_dim * value_dim + columns.first;
+  }
+
+  /// Where the states at the chunks' starts of the document at `position` lie in `states` [rows, HV, K, V].
+  template <class Pointer>
+  std::vector<Pointer> starts(Pointer states, int64_t position, int64_t chunks, int64_t head, Columns columns) const {
+    std::vector<Pointer> result(chunks);
+    for (int64_t n = 0; n < chunks; ++n) {
+      result[n] = states + state_offset(order.first_row[n] + position, head, columns);
+    }
+    return result;
+  }
+};
+
+} // namespace detail
+
+/// The chunked form, forward. Arguments as in aten_chunk_forward.
+template <class R>
+ChunkForwardResult
+native_chunk_forward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& initial_state,
+                     const std::optional<at::Tensor>& cu_seqlens, int64_t chunk_size, bool save_states) {
+  return detail::with_element_type(in.v, [&]<class E>(E) -> ChunkForwardResult {
+    using Number = kernels::cpu::Arithmetic<E>;
+    const detail::NativeInputs<R, E> inputs("chunk_" + std::string(R::name), in, scale, cu_seqlens, chunk_size);
+    const auto options = in.v.options().dtype(state_dtype(in.v));
+    const int64_t heads = inputs.heads, documents = inputs.documents();
+    auto out = at::empty(in.v.sizes(), in.v.options());
+    auto final_state = at::empty({documents, heads, inputs.key_dim, inputs.value_dim}, options);
+    auto saved =
+        at::empty({save_states ? inputs.order.rows : 0, heads, inputs.key_dim, inputs.value_dim}, options);
+    const auto initial = initial_state ? initial_state->to(options.dtype()).contiguous() : at::Tensor();
+    const auto kernels = kernels::cpu::RuleKernels<R, E>::of(kernels::cpu::chosen_instruction_set());
+    const auto parts = detail::column_parts(inputs.value_dim, documents * heads, at::get_num_threads());
+    const auto per_document = heads * static_cast<int64_t>(parts.size());
+    detail::for_each_task(documents * per_document, [&](int64_t number) {
+      const int64_t position = number / per_document, document = inputs.order.document[position];
+      const int64_t head = number % heads;
+      const auto columns = parts[number % per_document / heads];
+      kernels::cpu::ForwardTask<E> task;
+      inputs.fill(task, document, head, columns);
+      const int64_t state = inputs.state_offset(document, head, columns);
+      task.initial_state = initial.defined() ? detail::const_data<Number>(initial) + state : nullptr;
+      task.final_state = detail::data<Number>(final_state) + state;
+      std::vector<Number*> starts;
+      if (save_states) {
+        starts = inputs.starts(detail::data<Number>(saved), position, task.chunks(), head, columns);
+        task.starts = starts.data();
+      }
+      const int64_t row = heads * inputs.value_dim, first = inputs.spans[document].first;
+      task.out = {detail::data<E>(out) + first * row + head * inputs.value_dim + columns.first, row, 1};
+      kernels.chunk_forward(task);
+    });
+    return {out, final_state, saved};
+  });
+}
+
+/// The chunked form, backward. Arguments as in aten_chunk_backward.
+template <class R>
+RuleGradients native_chunk_backward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& cu_seqlens,
+                                    int64_t chunk_size, const at::Tensor& states, const at::Tensor& grad_out,
+                                    const std::optional<at::Tensor>& grad_final_state) {
+  return detail::with_element_type(in.v, [&]<class E>(E) {
+    using Number = kernels::cpu::Arithmetic<E>;
+    const std::string op = "chunk_" + std::string(R::name) + "_backward";
+    const detail::NativeInputs<R, E> inputs(op, in, scale, cu_seqlens, chunk_size);
+    const auto options = in.v.options().dtype(state_dtype(in.v));
+    const int64_t heads = inputs.heads, documents = inputs.documents(), tokens = in.v.size(0) * inputs.length;
+    const auto per_token = [&](int64_t dim) { return at::empty({tokens, heads, dim}, options); };
+    auto grad_q = per_token(inputs.key_dim), grad_k = per_token(inputs.key_dim), grad_v = per_token(inputs.value_dim);
+    auto grad_g = R::gated ? per_token(1) : at::Tensor(), grad_beta = R::corrects ? per_token(1) : at::Tensor();
+    auto grad_initial = at::empty({documents, heads, inputs.key_dim, inputs.value_dim}, options);
+    const auto grad_final = grad_final_state ? grad_final_state->to(options.dtype()).contiguous() : at::Tensor();
+    const auto grad_output = grad_out.to(in.v.scalar_type());
+    const auto kernels = kernels::cpu::RuleKernels<R, E>::of(kernels::cpu::chosen_instruction_set());
+    detail::for_each_task(documents * heads, [&](int64_t number) {
+      const int64_t position = number / heads, document = inputs.order.document[position], head = number % heads;
+      const detail::Columns columns{0, inputs.value_dim};
+      kernels::cpu::BackwardTask<E> task;
+      inputs.fill(task, document, head, columns);
+      const auto starts =
+          inputs.starts(detail::const_data<Number>(states), position, task.chunks(), head, columns);
+      task.starts = starts.data();
+      const int64_t state = inputs.state_offset(document, head, columns);
+      task.grad_final_state = grad_final.defined() ? detail::const_data<Number>(grad_final) + state : nullptr;
+      task.grad_initial_state = detail::data<Number>(grad_initial) + state;
+      const int64_t first = inputs.spans[document].first;
+      if (task.tokens > 0) {
+        task.grad_out = detail::rows<E>(grad_output, first, head);
+      }
+      const auto rows = [&](const at::Tensor& x) {
+        const int64_t dim = x.size(2);
+        return kernels::cpu::Rows<Number>{detail::data<Number>(x) + (first * heads + head) * dim, heads * dim, 1};
+      };
+      task.grad_q = rows(grad_q);
+      task.grad_k = rows(grad_k);
+      task.grad_v = rows(grad_v);
+      task.grad_g = R::gated ? rows(grad_g).data : nullptr;
+      task.grad_beta = R::corrects ? rows(grad_beta).data : nullptr;
+      task.grad_gate_stride = heads;
+      kernels.chunk_backward(task);
+    });
+    RuleGradients result{.q = like_input(grad_q, in.q),
+                         .k = like_input(grad_k, in.k),
+                         .v = like_input(grad_v, in.v),
+                         .initial_state = grad_initial};
+    if constexpr (R::gated) {
+      result.g = like_input(grad_g, in.g->unsqueeze(-1)).squeeze(-1);
+    }
+    if constexpr (R::corrects) {
+      result.beta = like_input(grad_beta, in.beta->unsqueeze(-1)).squeeze(-1);
+    }
+    return result;
+  });
+}
+
+/// One token; arguments as in aten_step.
+template <class R>
+at::Tensor native_step(const RuleInputs& in, at::Tensor& state, double scale) {
+  return detail::with_element_type(in.v, [&]<class E>(E) {
+    using Number = kernels::cpu::Arithmetic<E>;
+    const int64_t batch = in.v.size(0), heads = in.v.size(2), groups = heads / in.q.size(2);
+    const int64_t key_dim = in.k.size(3), value_dim = in.v.size(3);
+    const auto q = in.q.contiguous(), k = in.k.contiguous(), v = in.v.contiguous();
+    const auto gate = [&](const std::optional<at::Tensor>& x) {
+      return x ? x->to(state.scalar_type()).contiguous() : at::Tensor();
+    };
+    const auto g = gate(in.g), beta = gate(in.beta);
+    auto out = at::empty(in.v.sizes(), in.v.options());
+    const auto kernels = kernels::cpu::RuleKernels<R, E>::of(kernels::cpu::chosen_instruction_set());
+    constexpr int64_t kWorthAThread = 1 << 16; // elements of states
+    const int64_t grain = std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, key_dim * value_dim));
+    at::parallel_for(0, batch * heads, grain, [&](int64_t first, int64_t last) {
+      for (int64_t number = first; number < last; ++number) {
+        const int64_t query_head = number / heads * (heads / groups) + number % heads / groups;
+        kernels.step({.key_dim = static_cast<int>(key_dim),
+                      .value_dim = static_cast<int>(value_dim),
+                      .scale = static_cast<Number>(scale),
+                      .q = detail::const_data<E>(q) + query_head * key_dim,
+                      .k = detail::const_data<E>(k) + query_head * key_dim,
+                      .v = detail::const_data<E>(v) + number * value_dim,
+                      .g = g.defined() ? detail::const_data<Number>(g)[number] : Number(0),
+                      .beta = beta.defined() ? detail::const_data<Number>(beta)[number] : Number(1),
+                      .state = detail::data<Number>(state) + number * key_dim * value_dim,
+                      .out = detail::data<E>(out) + number * value_dim});
+      }
+    });
+    return out;
+  });
+}
+
+} // namespace hybridattn::ops
