@@ -46,7 +46,7 @@ def print_eval(console: Console, evaluation: dict[str, Any]) -> None:
 
 def print_info(console: Console) -> None:
     from hybridattn.info import collect
-    from hybridattn.ops import BACKENDS
+    from hybridattn.ops import BACKENDS, instruction_set, instruction_sets
 
     facts = collect().to_dict()
     table = Table(show_header=False, box=None)
@@ -56,4 +56,5 @@ def print_info(console: Console) -> None:
     for name, value in facts.items():
         table.add_row(name.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
     table.add_row("backends", ", ".join(BACKENDS))
+    table.add_row("native kernels", f"{instruction_set()} (built: {', '.join(instruction_sets())})")
     console.print(table)

@@ -12,8 +12,8 @@ import torch
 from hybridattn import _C
 
 BACKENDS = ("native", "aten", "naive")
-"""``native``: this library's kernels (CPU; float64, float32, bfloat16); ``aten``: a composition of ATen ops, on any device and
-dtype; ``naive``: the recurrence, token by token."""
+"""``native``: this library's kernels (CPU; float64, float32, bfloat16); ``aten``: a composition of ATen ops, on any device
+and dtype; ``naive``: the recurrence, token by token."""
 
 NATIVE_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 

@@ -130,7 +130,15 @@ def chunk_gated_delta_rule(
 
 
 def step_gated_delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, *, state: Tensor, scale: float | None = None, backend: str | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    *,
+    state: Tensor,
+    scale: float | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """One token (T = 1); `state` [B, HV, K, V] is updated in place. Returns ``[B, 1, HV, V]``. Not differentiable."""
     return _step("gated_delta_rule", q, k, v, g, beta, state, scale, backend)
@@ -184,7 +192,14 @@ def chunk_delta_rule(
 
 
 def step_delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, *, state: Tensor, scale: float | None = None, backend: str | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    *,
+    state: Tensor,
+    scale: float | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """One token (T = 1); `state` [B, HV, K, V] is updated in place. Returns ``[B, 1, HV, V]``. Not differentiable."""
     return _step("delta_rule", q, k, v, None, beta, state, scale, backend)

@@ -58,11 +58,12 @@ std::vector<at::Tensor> with_gradients(const Results& results, const RuleInputs&
 TEMPLATE_TEST_CASE("the chunked form is the recurrence", "", LinearAttentionRule, LightningRule, DeltaRule,
                    GatedDeltaRule) {
   const bool packed = GENERATE(false, true);
+  const auto backend = GENERATE(Backend::native, Backend::aten);
   const int64_t tokens = GENERATE(1, 16, 75);
   const auto in = random_inputs<TestType>(packed ? 1 : 2, tokens);
   const auto borders = at::tensor({int64_t{0}, tokens / 3, tokens}, at::kLong);
   const auto state = at::randn({2, 4, 5, 3}, at::kDouble).requires_grad_(true);
-  RuleOptions options{.initial_state = state, .chunk_size = 16};
+  RuleOptions options{.initial_state = state, .chunk_size = 16, .backend = backend};
   if (packed) {
     options.cu_seqlens = borders;
   }
@@ -77,6 +78,7 @@ TEMPLATE_TEST_CASE("the chunked form is the recurrence", "", LinearAttentionRule
 TEMPLATE_TEST_CASE("steps are the recurrence, in place", "", LinearAttentionRule, LightningRule, DeltaRule,
                    GatedDeltaRule) {
   at::NoGradGuard no_grad;
+  const auto backend = GENERATE(Backend::native, Backend::aten);
   const auto in = random_inputs<TestType>(2, 9);
   auto state = at::randn({2, 4, 5, 3}, at::kDouble);
   const auto [out, final_state] = naive_rule<TestType>(in, {.initial_state = state.clone()});
@@ -90,7 +92,7 @@ TEMPLATE_TEST_CASE("steps are the recurrence, in place", "", LinearAttentionRule
     if (in.beta) {
       token.beta = at_token(*in.beta);
     }
-    outputs.push_back(step_rule<TestType>(token, state));
+    outputs.push_back(step_rule<TestType>(token, state, {}, backend));
   }
   CHECK(tolerances::relative_error(at::cat(outputs, 1), out) <= tolerances::value(at::kDouble));
   CHECK(tolerances::relative_error(state, final_state) <= tolerances::value(at::kDouble));

@@ -1,4 +1,7 @@
-"""Linear-attention rules: every form against the recurrence in fp64, and against Transformers' own reference."""
+"""Linear-attention rules: every form against the recurrence in fp64, and against Transformers' own reference.
+
+Every test runs on each backend, the native one with each instruction set of this machine.
+"""
 
 import itertools
 
@@ -15,6 +18,17 @@ RULES = {
     "lightning": ("g",),
     "linear_attention": (),
 }
+
+
+@pytest.fixture(autouse=True, params=["aten", *ops.instruction_sets()])
+def implementation(request):
+    """What computes the chunked form and the step: ATen ops, or native kernels of one instruction set."""
+    if request.param == "aten":
+        with ops.use_backend("aten"):
+            yield request.param
+    else:
+        with ops.use_backend("native"), ops.use_instruction_set(request.param):
+            yield request.param
 
 
 def inputs(rule, tokens, heads=2, value_heads=4, key_dim=10, value_dim=6, batch=2, states=None, dtype=torch.float64):
@@ -40,7 +54,8 @@ def both(rule, tensors, state, **options):
             **tensors, initial_state=state, output_final_state=True, cu_seqlens=options.get("cu_seqlens"), **extra
         )
         torch.manual_seed(1)
-        objective = (out * torch.randn_like(out)).sum() + (final * torch.randn_like(final)).sum()
+        weights = [torch.randn(x.shape).bfloat16().to(x) for x in (out, final)]  # the same in every dtype
+        objective = (out * weights[0]).sum() + (final * weights[1]).sum()
         results.append((out, final, *torch.autograd.grad(objective, [*tensors.values(), state])))
     return results
 
@@ -109,6 +124,116 @@ def test_steps_continue_a_prefill(rule):
         assert_close(state, last)
 
 
+SHAPES = [(16, 16), (60, 100), (64, 33), (1, 1), (130, 7), (256, 128)]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("key_dim", "value_dim"), SHAPES)
+def test_any_head_dimensions(rule, key_dim, value_dim):
+    tensors, state = inputs(rule, 70, heads=1, value_heads=2, key_dim=key_dim, value_dim=value_dim, batch=1)
+    expected, actual = both(rule, tensors, state)
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a, e, "gradient")
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("chunk_size", [1, 5, 16, 64, 100])
+def test_the_chunk_size_changes_nothing(rule, chunk_size):
+    tensors, state = inputs(rule, 107)
+    expected, actual = both(rule, tensors, state, chunk_size=chunk_size)
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a, e, "gradient")
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_in_narrower_dtypes(rule, dtype):
+    """Inputs are rounded first, so that only the arithmetic is compared."""
+    tensors, state = inputs(rule, 130, key_dim=32, value_dim=48, dtype=dtype)
+    state = state.detach().float().requires_grad_()
+    wide = {name: x.detach().double().requires_grad_() for name, x in tensors.items()}
+    expected = both(rule, wide, state.detach().double().requires_grad_())[0]
+    actual = both(rule, tensors, state)[1]
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a.double(), e, "gradient", dtype=dtype)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_only_rows_and_columns_that_exist_are_touched(rule):
+    """Inputs are windows of larger arrays full of NaN, and the last dimension has a stride of 2."""
+    tensors, state = inputs(rule, 37, key_dim=10, value_dim=13)
+    expected, _ = both(rule, tensors, state)
+
+    def window(x):
+        outer = torch.full(
+            (x.shape[0] + 1, x.shape[1] + 3, x.shape[2] + 1, *(2 * n + 5 for n in x.shape[3:])), torch.nan
+        )
+        inner = outer.to(x.dtype)[1:, 1:-2, 1:]
+        inner = inner[..., 3 : 3 + 2 * x.shape[3] : 2] if x.dim() == 4 else inner
+        inner.copy_(x.detach())
+        return inner.requires_grad_()
+
+    actual = both(rule, {name: window(x) for name, x in tensors.items()}, state)[1]
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a, e, "gradient")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_backends_understand_each_others_states(rule):
+    """The states that forward saves have one layout: a graph may be saved by one backend and run back by the other."""
+    tensors, state = inputs(rule, 77, batch=1, states=3)
+    cu_seqlens = torch.tensor([0, 20, 20, 77])
+    arguments = [x.detach() if x is not None else None for x in map(tensors.get, ("q", "k", "v", "g", "beta"))]
+    forward = getattr(torch.ops.hybridattn, f"chunk_{rule}")
+    backward = getattr(torch.ops.hybridattn, f"chunk_{rule}_backward")
+    states = [forward(*arguments, 0.3, state.detach(), cu_seqlens, 16, True, name)[2] for name in ("native", "aten")]
+    assert_close(*states)
+    grad_out = torch.randn_like(arguments[2])
+    native, aten = (
+        backward(*arguments, 0.3, cu_seqlens, 16, saved, grad_out, state.detach(), name)
+        for saved, name in zip(states, ("aten", "native"), strict=True)
+    )
+    for a, e in zip(native, aten, strict=True):
+        assert_close(a, e, "gradient")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_shapes_strides_packings_and_gates(seed):
+    draw = torch.Generator().manual_seed(seed)
+
+    def pick(*choices):
+        return choices[int(torch.randint(len(choices), (1,), generator=draw))]
+
+    torch.manual_seed(seed)
+    rule, heads, groups = pick(*RULES), pick(1, 2, 3), pick(1, 2, 4)
+    documents = [*(pick(0, 1, 5, 63, 64, 65, 90) for _ in range(pick(0, 1, 3))), pick(1, 77, 128)]
+    tensors, state = inputs(
+        rule,
+        sum(documents),
+        heads=heads,
+        value_heads=heads * groups,
+        key_dim=pick(3, 16, 31, 64),
+        value_dim=pick(2, 16, 33, 80),
+        batch=1,
+        states=len(documents),
+    )
+    with torch.no_grad():
+        if "g" in tensors:
+            tensors["g"].mul_(pick(0.01, 1.0, 10.0))
+            tensors["g"][torch.rand(tensors["g"].shape) < 0.05] = pick(0.0, -20.0, -1000.0, -torch.inf)
+        if "beta" in tensors:
+            tensors["beta"].mul_(pick(0.0, 1.0, 2.0))
+    if pick(False, True):
+        tensors = {
+            name: x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+            for name, x in tensors.items()
+        }
+    cu_seqlens = torch.tensor([0, *itertools.accumulate(documents)])
+    expected, actual = both(rule, tensors, state, cu_seqlens=cu_seqlens, chunk_size=pick(16, 48, 64))
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a, e, "gradient")
+
+
 @pytest.mark.parametrize("gate", [0.0, -20.0, -1000.0, -torch.inf])
 def test_extreme_gates_are_finite_and_exact(gate):
     tensors, _ = inputs("gated_delta_rule", 80)
@@ -151,7 +276,7 @@ def test_non_contiguous_inputs():
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_gradcheck_opcheck_and_compile(rule):
+def test_gradcheck_opcheck_and_compile(rule, implementation):
     tensors, state = inputs(rule, 9, heads=1, value_heads=2, key_dim=3, value_dim=2, batch=1)
     names = list(tensors)
 
@@ -162,23 +287,40 @@ def test_gradcheck_opcheck_and_compile(rule):
 
     assert torch.autograd.gradcheck(call, (state, *tensors.values()))
     gates = [tensors.get("g"), tensors.get("beta")]
-    arguments = (tensors["q"], tensors["k"], tensors["v"], *gates, 0.5, state, None, 4, False)
+    arguments = (
+        tensors["q"],
+        tensors["k"],
+        tensors["v"],
+        *gates,
+        0.5,
+        state,
+        None,
+        4,
+        False,
+        "aten" if implementation == "aten" else "native",
+    )
     torch.library.opcheck(getattr(torch.ops.hybridattn, f"chunk_{rule}").default, arguments)
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     assert_close(compiled(state, *tensors.values())[0], call(state, *tensors.values())[0])
 
 
-def test_threads_do_not_change_a_bit():
-    tensors, _ = inputs("gated_delta_rule", 200, dtype=torch.float32)
+@pytest.mark.parametrize("heads", [1, 3])
+def test_threads_do_not_change_a_bit(heads, implementation):
+    """Neither when there are fewer heads than threads: a head's value columns are then computed apart."""
+    tensors, state = inputs(
+        "gated_delta_rule", 200, heads=heads, value_heads=heads, value_dim=100, batch=1, dtype=torch.float32
+    )
     threads = torch.get_num_threads()
     results = []
     try:
-        for count in (1, 2):
+        for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(ops.chunk_gated_delta_rule(**tensors)[0])
+            results.append(both("gated_delta_rule", tensors, state)[1])
     finally:
         torch.set_num_threads(threads)
-    assert_close(results[0], results[1])
+    for other in results[1:]:
+        for a, e in zip(other, results[0], strict=True):
+            assert_close(a, e) if implementation == "aten" else torch.testing.assert_close(a, e, rtol=0, atol=0)
 
 
 def test_bad_inputs_are_named():
@@ -189,12 +331,25 @@ def test_bad_inputs_are_named():
         ops.chunk_gated_delta_rule(**(tensors | {"beta": tensors["beta"][:, :4]}))
     with pytest.raises(ValueError, match="batch of 1, got batch 2"):
         ops.chunk_gated_delta_rule(**tensors, cu_seqlens=torch.tensor([0, 8]))
+    half = {name: x.half() for name, x in tensors.items()}
+    with pytest.raises(
+        ValueError, match="native backend computes on CPU tensors of float64, float32 or bfloat16, got Half"
+    ):
+        ops.chunk_gated_delta_rule(**half, backend="native")
+    with pytest.raises(
+        ValueError, match="instruction set 'sse9' is unknown or not on this machine, which has portable"
+    ):
+        ops.use_instruction_set("sse9").__enter__()
     with pytest.raises(ValueError, match="unknown backend 'cuda'"):
         ops.chunk_gated_delta_rule(**tensors, backend="cuda")
 
 
-def test_a_forced_backend_runs_and_is_reported():
+def test_a_forced_backend_runs_and_is_reported(implementation):
     tensors, _ = inputs("delta_rule", 8)
+    chosen = "aten" if implementation == "aten" else "native"
+    with_default = ops.backend_report().get("chunk_delta_rule", {}).get(chosen, 0)
+    ops.chunk_delta_rule(**tensors)
+    assert ops.backend_report()["chunk_delta_rule"][chosen] == with_default + 1
     before = ops.backend_report().get("chunk_delta_rule", {}).get("naive", 0)
     with ops.use_backend("naive"):
         ops.chunk_delta_rule(**tensors)

@@ -60,7 +60,7 @@ HYBRIDATTN_INLINE Vector<T> exp_of_nonpositive(Vector<T> x) {
   constexpr T kRound = kDouble ? T(6755399441055744.0) : T(12582912.0);
   constexpr T kLog2e = T(1.4426950408889634), kSmallest = kDouble ? T(-708) : T(-87);
   constexpr T kLn2High = kDouble ? T(0x1.62e42feep-1) : T(0x1.62e4p-1); // few enough bits that n times it is exact
-  constexpr T kLn2Low = static_cast<T>(0x1.62e42fefa39efp-1 - static_cast<double>(kLn2High));
+  constexpr T kLn2Low = kDouble ? T(0x1.a39ef35793c76p-33) : T(0x1.7f7d1cf79abcap-20); // log 2 - kLn2High
   const auto vanishes = x < kSmallest;
   x = vanishes ? broadcast<T>(kSmallest) : x;
   const Vector<T> shifted = fma(x, broadcast<T>(kLog2e), broadcast<T>(kRound));
