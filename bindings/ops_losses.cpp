@@ -13,8 +13,10 @@ using Optional = std::optional<Tensor>;
 
 LinearLossResult kl(const Tensor& student_hidden, const Tensor& student_head, const Tensor& teacher_hidden,
                     const Tensor& teacher_head, const Optional& weights, double temperature, const std::string& kind,
-                    double jsd_beta, int64_t chunk_size, bool hidden_grad, bool head_grad) {
-  const LinearKlOptions options{weights, temperature, kind, jsd_beta, "sum", chunk_size};
+                    double jsd_beta, int64_t chunk_size, bool hidden_grad, bool head_grad,
+                    const std::string& backend_name) {
+  const LinearKlOptions options{
+      weights, temperature, kind, jsd_beta, "sum", chunk_size, backend("linear_kl_divergence", backend_name)};
   return linear_kl_divergence_forward(student_hidden, student_head, teacher_hidden, teacher_head, options, hidden_grad,
                                       head_grad);
 }
@@ -38,7 +40,7 @@ LinearLossResult shapes(const Tensor& hidden, const Tensor& head, bool hidden_gr
 
 LinearLossResult kl_meta(const Tensor& student_hidden, const Tensor& student_head, const Tensor&, const Tensor&,
                          const Optional&, double, const std::string&, double, int64_t, bool hidden_grad,
-                         bool head_grad) {
+                         bool head_grad, const std::string&) {
   return shapes(student_hidden, student_head, hidden_grad, head_grad);
 }
 
@@ -64,12 +66,13 @@ LinearLossResult tracked(const Tensor& hidden, const Tensor& head, const Below& 
 
 LinearLossResult kl_autograd(const Tensor& student_hidden, const Tensor& student_head, const Tensor& teacher_hidden,
                              const Tensor& teacher_head, const Optional& weights, double temperature,
-                             const std::string& kind, double jsd_beta, int64_t chunk_size, bool, bool) {
+                             const std::string& kind, double jsd_beta, int64_t chunk_size, bool, bool,
+                             const std::string& backend_name) {
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("hybridattn::linear_kl_divergence", "").typed<decltype(kl_meta)>();
   return tracked(student_hidden, student_head, [&](bool hidden_grad, bool head_grad) {
     return op.call(student_hidden, student_head, teacher_hidden, teacher_head, weights, temperature, kind, jsd_beta,
-                   chunk_size, hidden_grad, head_grad);
+                   chunk_size, hidden_grad, head_grad, backend_name);
   });
 }
 
@@ -88,7 +91,7 @@ LinearLossResult cross_entropy_autograd(const Tensor& hidden, const Tensor& head
 TORCH_LIBRARY_FRAGMENT(hybridattn, m) {
   m.def("linear_kl_divergence(Tensor student_hidden, Tensor student_head, Tensor teacher_hidden, Tensor teacher_head, "
         "Tensor? weights, float temperature, str kind, float jsd_beta, int chunk_size, bool hidden_grad=False, bool "
-        "head_grad=False) -> (Tensor, Tensor, Tensor, Tensor)");
+        "head_grad=False, str backend=\"auto\") -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("linear_cross_entropy(Tensor hidden, Tensor head, Tensor labels, int chunk_size, bool hidden_grad=False, bool "
         "head_grad=False) -> (Tensor, Tensor, Tensor, Tensor)");
 }

@@ -27,17 +27,18 @@ inline LinearLossResult linear_cross_entropy_forward(const at::Tensor& hidden, c
   HA_CHECK(targets.numel() == 0 || (targets.min().item<int64_t>() >= 0 && targets.max().item<int64_t>() < head.size(0)),
            op, ": labels must be in [0, ", head.size(0), ") or ", kIgnoredLabel);
   const auto weights = valid.to(state_dtype(hidden));
-  return linear_loss(hidden, head, weights, chunk_size, hidden_grad, head_grad,
-                     [&](int64_t begin, int64_t count, at::Tensor& logits, bool wants_gradient) {
-                       const auto index = targets.narrow(0, begin, count).unsqueeze(-1);
-                       auto log_q = at::log_softmax(logits, -1);
-                       const auto loss = log_q.gather(-1, index).squeeze(-1).neg();
-                       if (wants_gradient) {
-                         logits = log_q.exp_();
-                         logits.scatter_add_(-1, index, at::scalar_tensor(-1, logits.options()).expand({count, 1}));
-                       }
-                       return loss * weights.narrow(0, begin, count);
-                     });
+  return linear_loss(
+      hidden, head, weights, chunk_size, hidden_grad, head_grad, [&](const LossChunk& part, at::Tensor& logits) {
+        const auto index = targets.narrow(0, part.begin, part.count).unsqueeze(-1);
+        auto log_q = at::log_softmax(logits, -1);
+        const auto loss = log_q.gather(-1, index).squeeze(-1).neg();
+        if (part.wants_gradient) {
+          logits = log_q.exp_();
+          logits.scatter_add_(-1, index, at::scalar_tensor(-1, logits.options()).expand({part.count, 1}));
+          part.weigh(logits);
+        }
+        return loss * part.weights;
+      });
 }
 
 /// Cross-entropy in nats. @param hidden [..., D]  @param head [V, D]  @param labels [...] int64, -100 = ignored

@@ -1,9 +1,12 @@
 // Divergence between two models' next-token distributions, from hidden states, without [tokens, vocabulary].
 #pragma once
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/logaddexp.h>
 #include <ATen/ops/scalar_tensor.h>
+#include <hybridattn/kernels/cpu/sets.h>
+#include <hybridattn/ops/backend.h>
 #include <hybridattn/ops/linear_loss.h>
 
 #include <cmath>
@@ -18,6 +21,7 @@ struct LinearKlOptions {
   double jsd_beta = 0.5;          ///< b of jsd, in (0, 1)
   std::string reduction = "mean"; ///< mean over the sum of weights, sum, or none (per token, no gradient)
   int64_t chunk_size = 0;         ///< tokens whose logits exist at a time; 0 chooses
+  Backend backend = Backend::automatic; ///< native computes forward and reverse; jsd is composed of ATen ops
 };
 
 namespace detail {
@@ -48,6 +52,51 @@ inline at::Tensor divergence_rows(at::Tensor student, at::Tensor teacher, const 
   return reverse ? own : own * share + (teacher - mixture).mul_(teacher.exp()).sum(-1) * b;
 }
 
+/// Replaces the student's logits with the gradient, composed of ATen ops.
+inline at::Tensor aten_divergence(at::Tensor& logits, at::Tensor& teacher_logits, const LinearKlOptions& options,
+                                  const LossChunk& part) {
+  const double tau = options.temperature;
+  const auto tempered = [&](at::Tensor& x) { return tau == 1 ? x : x.div_(tau); };
+  const auto log_p = at::log_softmax(tempered(teacher_logits), -1).to(logits.scalar_type());
+  auto log_q = at::log_softmax(tempered(logits), -1);
+  const auto loss =
+      divergence_rows(log_q, log_p, options.kind, options.jsd_beta, part.wants_gradient ? &logits : nullptr);
+  if (part.wants_gradient) {
+    if (tau != 1) {
+      logits.mul_(tau);
+    }
+    part.weigh(logits);
+  }
+  return loss * (tau * tau);
+}
+
+/// The same by this library's kernels, in the memory of both logits.
+inline at::Tensor native_divergence(at::Tensor& logits, at::Tensor& teacher_logits, const LinearKlOptions& options,
+                                    const LossChunk& part) {
+  const auto compute = [&]<class T>(T) {
+    const bool reverse = options.kind == "reverse";
+    const auto set = kernels::cpu::chosen_instruction_set();
+    const auto divergence = reverse ? kernels::cpu::divergence_of_rows<T, true>(set)
+                                    : kernels::cpu::divergence_of_rows<T, false>(set);
+    const int64_t vocabulary = logits.size(1);
+    auto loss = at::empty({part.count}, logits.options());
+    T *student = logits.mutable_data_ptr<T>(), *teacher = teacher_logits.mutable_data_ptr<T>();
+    T* result = loss.mutable_data_ptr<T>();
+    const auto weights = part.weights.defined() ? part.weights.contiguous() : part.weights;
+    const T* weight = weights.defined() ? weights.const_data_ptr<T>() : nullptr;
+    at::parallel_for(0, part.count, 1, [&](int64_t first, int64_t last) {
+      for (int64_t row = first; row < last; ++row) {
+        T *own = student + row * vocabulary, *other = teacher + row * vocabulary;
+        result[row] = static_cast<T>(divergence(reverse ? own : other, reverse ? other : own, vocabulary,
+                                                options.temperature, weight != nullptr ? weight[row] : 1.0,
+                                                part.wants_gradient));
+      }
+    });
+    return loss;
+  };
+  return logits.scalar_type() == at::kDouble ? compute(double{}) : compute(float{});
+}
+
 } // namespace detail
 
 /// The op below autograd. @throws c10::ValueError if shapes or vocabularies disagree, or an option is out of range
@@ -69,21 +118,15 @@ inline LinearLossResult linear_kl_divergence_forward(const at::Tensor& student_h
   HA_CHECK(options.temperature > 0, op, ": temperature must be positive, got ", options.temperature);
   HA_CHECK(options.jsd_beta > 0 && options.jsd_beta < 1, op, ": jsd_beta must be in (0, 1), got ", options.jsd_beta);
   const LinearHead teacher(teacher_hidden, teacher_head);
-  const auto dtype = state_dtype(student_hidden);
-  const double tau = options.temperature;
-  const auto weights = options.weights ? options.weights->reshape({-1}).to(dtype) : at::Tensor();
+  const auto weights = options.weights ? options.weights->reshape({-1}).to(state_dtype(student_hidden)) : at::Tensor();
+  const int64_t chunk = linear_loss_chunk(options.chunk_size, teacher.hidden.size(0), student_head);
+  const auto buffer = at::empty({chunk, teacher_head.size(0)}, teacher.head.options());
+  const bool native = options.kind != "jsd" && runs_native(op, options.backend, buffer);
   return linear_loss(student_hidden, student_head, weights, options.chunk_size, hidden_grad, head_grad,
-                     [&](int64_t begin, int64_t count, at::Tensor& logits, bool wants_gradient) {
-                       const auto tempered = [&](at::Tensor x) { return tau == 1 ? x : x.div_(tau); };
-                       const auto log_p = at::log_softmax(tempered(teacher.logits(begin, count)), -1).to(dtype);
-                       auto log_q = at::log_softmax(tempered(logits), -1);
-                       logits.reset();
-                       const auto loss = detail::divergence_rows(log_q, log_p, options.kind, options.jsd_beta,
-                                                                 wants_gradient ? &logits : nullptr);
-                       if (wants_gradient && tau != 1) {
-                         logits.mul_(tau);
-                       }
-                       return loss * (tau * tau);
+                     [&](const LossChunk& part, at::Tensor& logits) {
+                       auto teacher_logits = teacher.logits(part.begin, part.count, buffer);
+                       return native ? detail::native_divergence(logits, teacher_logits, options, part)
+                                     : detail::aten_divergence(logits, teacher_logits, options, part);
                      });
 }
 

@@ -24,10 +24,12 @@ namespace hybridattn::ops {
 /// gradients that were not asked for are empty. fp32, or fp64 for fp64 inputs.
 using LinearLossResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-/// Tokens per chunk: the asked number, or as many as keep a [chunk, V] fp32 buffer at 32 MiB.
-inline int64_t linear_loss_chunk(int64_t asked, int64_t tokens, int64_t vocabulary) {
+/// Tokens per chunk: the asked number, or as many as keep [chunk, V] in fp32 at 32 MiB or a quarter of the head's own
+/// size, whichever is more: every chunk reads the whole head three times, so small ones are bound by memory.
+inline int64_t linear_loss_chunk(int64_t asked, int64_t tokens, const at::Tensor& head) {
   constexpr int64_t kFloats = 8 << 20;
-  const int64_t chosen = asked > 0 ? asked : std::max<int64_t>(16, kFloats / std::max<int64_t>(1, vocabulary));
+  const int64_t chosen =
+      asked > 0 ? asked : std::max({int64_t{16}, kFloats / std::max<int64_t>(1, head.size(0)), head.size(1) / 4});
   return std::clamp<int64_t>(chosen, 1, std::max<int64_t>(1, tokens));
 }
 
@@ -47,30 +49,50 @@ struct LinearHead {
       : hidden(hidden_states.reshape({-1, hidden_states.size(-1)})), head(weight.to(state_dtype(hidden_states))) {}
 
   at::Tensor rows(int64_t begin, int64_t count) const { return hidden.narrow(0, begin, count).to(head.scalar_type()); }
-  at::Tensor logits(int64_t begin, int64_t count) const { return at::mm(rows(begin, count), head.t()); }
+  /// Logits [count, V] in the memory of `buffer` [chunk, V]. One buffer serves all chunks: touching fresh pages for each
+  /// would cost more than the softmax.
+  at::Tensor logits(int64_t begin, int64_t count, const at::Tensor& buffer) const {
+    auto result = buffer.narrow(0, 0, count);
+    at::mm_out(result, rows(begin, count), head.t());
+    return result;
+  }
+};
+
+/// Tokens [begin, begin + count) of a linear loss.
+struct LossChunk {
+  int64_t begin, count;
+  at::Tensor weights; // [count], or undefined for ones
+  bool wants_gradient;
+
+  /// The gradient of the weighted losses from that of the losses [count, V], in place.
+  void weigh(at::Tensor& gradient) const {
+    if (weights.defined()) {
+      gradient.mul_(weights.unsqueeze(-1));
+    }
+  }
 };
 
 /// @param weights  per token [N], or undefined for ones
-/// @param loss_and_gradient (begin, count, logits [count, V], wants_gradient) -> loss [count]; replaces logits with the
-///        loss's gradient where that is wanted
+/// @param loss_and_gradient (LossChunk, logits [count, V]) -> loss [count], not weighted; replaces logits with the
+///        gradient of the weighted losses where that is wanted
 template <class LossAndGradient>
 LinearLossResult linear_loss(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& weights,
                              int64_t chunk_size, bool hidden_grad, bool head_grad,
                              LossAndGradient&& loss_and_gradient) {
   const LinearHead linear(hidden, head);
   const int64_t tokens = linear.hidden.size(0), vocabulary = head.size(0);
-  const int64_t chunk = linear_loss_chunk(chunk_size, tokens, vocabulary);
+  const int64_t chunk = linear_loss_chunk(chunk_size, tokens, head);
   const auto options = linear.head.options();
+  const auto buffer = at::empty({chunk, vocabulary}, options);
   auto loss = at::empty({tokens}, options);
   auto grad_hidden = at::empty(hidden_grad ? linear.hidden.sizes() : at::IntArrayRef{0}, options);
   auto grad_head = head_grad ? at::zeros(head.sizes(), options) : at::empty({0}, options);
   for (int64_t begin = 0; begin < tokens; begin += chunk) {
     const int64_t count = std::min(chunk, tokens - begin);
-    auto logits = linear.logits(begin, count);
-    loss.narrow(0, begin, count).copy_(loss_and_gradient(begin, count, logits, hidden_grad || head_grad));
-    if ((hidden_grad || head_grad) && weights.defined()) {
-      logits.mul_(weights.narrow(0, begin, count).unsqueeze(-1));
-    }
+    auto logits = linear.logits(begin, count, buffer);
+    const auto chunk_weights = weights.defined() ? weights.narrow(0, begin, count) : weights;
+    const LossChunk part{begin, count, chunk_weights, hidden_grad || head_grad};
+    loss.narrow(0, begin, count).copy_(loss_and_gradient(part, logits));
     if (hidden_grad) {
       auto rows = grad_hidden.narrow(0, begin, count);
       at::mm_out(rows, logits, linear.head);

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hybridattn.ops.backend import choose_backend, record_call
+
 _ops = torch.ops.hybridattn
 
 
@@ -51,6 +53,7 @@ def linear_kl_divergence(
     jsd_beta: float = 0.5,
     reduction: str = "mean",
     chunk_size: int = 0,
+    backend: str | None = None,
 ) -> Tensor:
     """Divergence of the student's from the teacher's next-token distribution, in nats, summed over the vocabulary.
 
@@ -63,6 +66,7 @@ def linear_kl_divergence(
         kind: ``forward`` KL(teacher || student), ``reverse`` KL(student || teacher), or ``jsd`` (arXiv 2306.13649).
         reduction: ``mean`` over the sum of weights, ``sum``, or ``none`` (per token, without gradient).
         chunk_size: tokens per chunk; 0 chooses.
+        backend: forces one of `hybridattn.ops.BACKENDS`; the native one computes ``forward`` and ``reverse``.
 
     Returns:
         A scalar with gradients for `student_hidden` and `student_head`, or ``[...]``.
@@ -70,12 +74,26 @@ def linear_kl_divergence(
     Raises:
         ValueError: shapes or vocabularies disagree, or an option is out of range.
     """
+    op = "linear_kl_divergence"
+    chosen = choose_backend(op, backend, student_hidden)
+    if kind == "jsd" or chosen == "naive":
+        chosen = "aten"  # the composition is the formula itself
+    record_call(op, chosen)
     with torch.set_grad_enabled(torch.is_grad_enabled() and reduction != "none"):
         total, loss, _, _ = _ops.linear_kl_divergence(
-            student_hidden, student_head, teacher_hidden, teacher_head, weights, temperature, kind, jsd_beta, chunk_size
+            student_hidden,
+            student_head,
+            teacher_hidden,
+            teacher_head,
+            weights,
+            temperature,
+            kind,
+            jsd_beta,
+            chunk_size,
+            backend=chosen,
         )
     weight = loss.numel() if weights is None else weights.to(loss.dtype).sum()
-    return _reduced(total, loss, weight, student_hidden, reduction, "linear_kl_divergence")
+    return _reduced(total, loss, weight, student_hidden, reduction, op)
 
 
 def linear_cross_entropy(

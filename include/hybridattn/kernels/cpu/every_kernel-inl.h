@@ -5,3 +5,4 @@
 #include <hybridattn/kernels/cpu/chunk_forward-inl.h>
 #include <hybridattn/kernels/cpu/chunk_backward-inl.h>
 #include <hybridattn/kernels/cpu/step-inl.h>
+#include <hybridattn/kernels/cpu/divergence-inl.h>

@@ -7,6 +7,7 @@
 #include <hybridattn/kernels/cpu/instruction_set.h>
 
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #if HYBRIDATTN_X86_KERNELS
@@ -72,5 +73,26 @@ struct RuleKernels {
     return {portable::chunk_forward<R, E>, portable::chunk_backward<R, E>, portable::step<R, E>};
   }
 };
+
+/// KL(softmax(left) || softmax(right)) of two rows of logits; see divergence-inl.h.
+template <class T>
+using DivergenceOfRows = double (*)(T* left, T* right, int64_t size, double temperature, double factor,
+                                    bool wants_gradient);
+
+template <class T, bool StudentIsLeft>
+DivergenceOfRows<T> divergence_of_rows(InstructionSet set) {
+#if HYBRIDATTN_X86_KERNELS
+  switch (set) {
+  case InstructionSet::avx512:
+    return avx512::divergence_of_rows<StudentIsLeft, T>;
+  case InstructionSet::avx2:
+    return avx2::divergence_of_rows<StudentIsLeft, T>;
+  case InstructionSet::portable:
+    break;
+  }
+#endif
+  static_cast<void>(set);
+  return portable::divergence_of_rows<StudentIsLeft, T>;
+}
 
 } // namespace hybridattn::kernels::cpu
