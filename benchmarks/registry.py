@@ -23,6 +23,7 @@ class Benchmark:
         goals: "time" and "memory": the ratio peer / ours that is wanted, at least.
         memory_bound: parameters -> MiB that arithmetic allows in total, by part.
         rounds: repetitions of each contender in a full run.
+        flops: parameters -> floating-point operations of one call, for GFLOP/s beside this machine's matrix product.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Benchmark:
     goals: dict[str, float] = field(default_factory=dict)
     memory_bound: Callable[..., dict[str, float]] | None = None
     rounds: int = 15
+    flops: Callable[..., float] | None = None
 
     @property
     def about(self) -> str:
@@ -56,6 +58,7 @@ def benchmark(
     goals: dict[str, float] | None = None,
     memory_bound: Callable[..., dict[str, float]] | None = None,
     rounds: int = 15,
+    flops: Callable[..., float] | None = None,
 ) -> Callable[[Build], Build]:
     """Registers the decorated function as a benchmark.
 
@@ -74,7 +77,7 @@ def benchmark(
             raise ValueError(f"benchmark: '{name}' is registered twice")
         _registered[name] = Benchmark(
             name, build, tuple(cases), tuple(quick or cases[:1]), tiny, tuple(threads), dtype, goals or {},
-            memory_bound, rounds,
+            memory_bound, rounds, flops,
         )  # fmt: skip
         return build
 

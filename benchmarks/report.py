@@ -14,6 +14,7 @@ from rich.table import Table
 from benchmarks import machine
 from benchmarks.measure import peak_memory, ratio, undisturbed
 from benchmarks.registry import Benchmark, Parameters
+from benchmarks.roofline import gemm_gflops
 from hybridattn.ops import backend_report
 
 Result = dict[str, Any]
@@ -52,6 +53,10 @@ def measure_case(
         },
         "ratios": {name: {"time": round(ratio(timings[name], timings[ours]), 3)} for name in peers},
     }
+    if benchmark.flops:
+        speed = benchmark.flops(**parameters) / timings[ours].median / 1e9
+        result["gflops"] = round(speed, 1)
+        result["share_of_fp32_gemm"] = round(speed / gemm_gflops(threads), 3)
     if memory:
         used = {name: peak_memory(benchmark, name, parameters, threads) for name in contenders}
         for name, peak in used.items():
@@ -105,6 +110,9 @@ def show(results: list[Result], console: Console) -> None:
             _add_rows(table, result)
         console.print(table)
         for result in own:
+            if "gflops" in result:
+                share = f"{result['share_of_fp32_gemm']:.0%} of torch's fp32 matrix product of 2,048"
+                console.print(f"{case_label(result)}: {result['gflops']:.0f} GFLOP/s, {share}")
             if "memory_bound_mib" in result:
                 parts = ", ".join(f"{part} {mib:.0f}" for part, mib in result["memory_bound_mib"].items())
                 console.print(f"{case_label(result)}: all memory is {result['memory_over_bound']:.2f} x ({parts}) MiB")
