@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from hybridattn.distill.align import align
     from hybridattn.distill.finetune import finetune
     from hybridattn.distill.match import match
+    from hybridattn.hf.accelerate import accelerate_transformers
     from hybridattn.select import score_layers
 
 # Public name -> module that defines it.
 _LAZY_NAMES = {
     "TokenData": "hybridattn.data",
+    "accelerate_transformers": "hybridattn.hf.accelerate",
     "align": "hybridattn.distill",
     "finetune": "hybridattn.distill",
     "match": "hybridattn.distill",
@@ -48,6 +50,7 @@ _LAZY_MODULES = ("data", "distill", "evaluate", "info", "nn", "ops", "report", "
 
 __all__ = [
     "TokenData",
+    "accelerate_transformers",
     "align",
     "convert",
     "data",

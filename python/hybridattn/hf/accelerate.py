@@ -1,0 +1,214 @@
+"""This library's CPU kernels in Transformers' own hybrid models, which otherwise run a Python loop on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import ModuleType, TracebackType
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers.activations import ACT2FN
+
+from hybridattn import ops
+
+TESTED_VERSIONS = ("5.23",)
+"""Releases of Transformers whose functions these replacements were compared with."""
+
+MODELS = ("qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid")
+"""Models with gated delta rule layers, as Transformers names their folders."""
+
+_EPSILON = 1e-6  # of the reference's L2 norm
+
+Function = Callable[..., Any]
+
+
+def _documents(cu_seqlens: Tensor | None, seq_idx: Tensor | None) -> Tensor | None:
+    """Offsets [N + 1] of packed documents, given as they are or as the number of each token's document [1, T]."""
+    if cu_seqlens is not None or seq_idx is None:
+        return cu_seqlens
+    if seq_idx.shape[0] != 1:
+        raise ValueError(f"packed documents need a batch of 1, got seq_idx {tuple(seq_idx.shape)}")
+    starts = torch.nonzero(seq_idx[0, 1:] != seq_idx[0, :-1]).flatten() + 1
+    return torch.cat([starts.new_zeros(1), starts, starts.new_full((1,), seq_idx.shape[1])])
+
+
+def _prepared(query: Tensor, key: Tensor, value: Tensor, beta: Tensor, normalize: bool) -> tuple[Tensor, ...]:
+    """In fp32, as the reference computes."""
+    query, key, value, beta = (x.float() for x in (query, key, value, beta))
+    if normalize:
+        query, key = ops.l2_normalize(query, _EPSILON), ops.l2_normalize(key, _EPSILON)
+    return query, key, value, beta
+
+
+def _chunk(reference: Function) -> Function:
+    def chunk_gated_delta_rule(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        g: Tensor,
+        beta: Tensor,
+        chunk_size: int = 64,
+        initial_state: Tensor | None = None,
+        output_final_state: bool = False,
+        use_qk_l2norm_in_kernel: bool = False,
+        cu_seqlens: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        if query.device.type != "cpu":
+            return reference(
+                query, key, value, g, beta, chunk_size, initial_state, output_final_state, use_qk_l2norm_in_kernel,
+                cu_seqlens=cu_seqlens, **kwargs,
+            )  # fmt: skip
+        q, k, v, strength = _prepared(query, key, value, beta, use_qk_l2norm_in_kernel)
+        out, state = ops.chunk_gated_delta_rule(
+            q, k, v, g.float(), strength,
+            initial_state=initial_state, output_final_state=output_final_state, cu_seqlens=cu_seqlens, chunk_size=chunk_size,
+        )  # fmt: skip
+        return out.to(query.dtype), state
+
+    return chunk_gated_delta_rule
+
+
+def _recurrent(reference: Function) -> Function:
+    chunk = _chunk(reference)
+
+    def recurrent_gated_delta_rule(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        g: Tensor,
+        beta: Tensor,
+        initial_state: Tensor | None = None,
+        output_final_state: bool = False,
+        use_qk_l2norm_in_kernel: bool = False,
+        cu_seqlens: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        tensors = (query, key, value, g, beta, initial_state)
+        needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+        if query.device.type != "cpu" or query.shape[1] != 1 or cu_seqlens is not None or needs_grad:
+            options = {} if query.device.type != "cpu" else {"cu_seqlens": cu_seqlens}
+            function = reference if query.device.type != "cpu" else chunk
+            return function(
+                query, key, value, g, beta,
+                initial_state=initial_state, output_final_state=output_final_state,
+                use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, **options, **kwargs,
+            )  # fmt: skip
+        q, k, v, strength = _prepared(query, key, value, beta, use_qk_l2norm_in_kernel)
+        shape = (value.shape[0], value.shape[2], key.shape[3], value.shape[3])
+        # A copy: the caller's state is not ours to change.
+        state = (
+            v.new_zeros(shape)
+            if initial_state is None
+            else initial_state.float().clone(memory_format=torch.contiguous_format)
+        )
+        out = ops.step_gated_delta_rule(q, k, v, g.float(), strength, state=state)
+        return out.to(query.dtype), state if output_final_state else None
+
+    return recurrent_gated_delta_rule
+
+
+def _convolution(reference: Function) -> Function:
+    def causal_conv1d_fn(
+        hidden_states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        activation: str | None = None,
+        seq_idx: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        if hidden_states.device.type != "cpu":
+            return reference(
+                hidden_states, weight, bias, activation, seq_idx=seq_idx, cu_seq_lens_q=cu_seq_lens_q, **kwargs
+            )
+        x = hidden_states.transpose(1, 2).to(weight.dtype)
+        out = ops.short_convolution(x, weight, bias, cu_seqlens=_documents(cu_seq_lens_q, seq_idx))
+        if activation is not None:
+            out = ACT2FN[activation](out)
+        return out.transpose(1, 2).to(hidden_states.dtype)
+
+    return causal_conv1d_fn
+
+
+REPLACEMENTS: dict[str, Callable[[Function], Function]] = {
+    "torch_chunk_gated_delta_rule": _chunk,
+    "torch_recurrent_gated_delta_rule": _recurrent,
+    "causal_conv1d_fn": _convolution,
+}
+"""Function of a model's module -> what builds its replacement from it."""
+
+
+@dataclass
+class Acceleration:
+    """What `accelerate_transformers` replaced. `undo` puts the originals back; so does leaving a ``with`` block."""
+
+    originals: dict[str, tuple[ModuleType, str, Function]] = field(default_factory=dict)
+
+    @property
+    def replaced(self) -> list[str]:
+        """Full names of the functions that are replaced now."""
+        return list(self.originals)
+
+    def undo(self) -> None:
+        for module, name, original in self.originals.values():
+            setattr(module, name, original)
+        self.originals.clear()
+
+    def __enter__(self) -> Acceleration:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.undo()
+
+    def __str__(self) -> str:
+        listed = "".join(f"\n  {name}" for name in self.replaced) or " nothing"
+        return f"hybridattn computes on CPUs, instead of Transformers {transformers.__version__}:{listed}"
+
+
+def accelerate_transformers(*models: str) -> Acceleration:
+    """Runs the gated delta rule layers of Transformers' models on this library's CPU kernels: training, prefill, decoding.
+
+    Outputs, caches and gradients are the reference's up to rounding, and packed documents work, which the reference refuses.
+    Loaded models follow at once. What is not on a CPU goes on through the original functions.
+
+    Args:
+        models: names among `MODELS`; all of them by default.
+
+    Returns:
+        An `Acceleration` that says what was replaced and undoes it. What was already replaced is not replaced again.
+
+    Raises:
+        ValueError: an unknown model.
+        RuntimeError: this release of Transformers was not tested.
+
+    Example:
+        >>> with ha.accelerate_transformers() as acceleration:
+        ...     print(acceleration)
+        ...     model.generate(ids)
+    """
+    if unknown := [model for model in models if model not in MODELS]:
+        raise ValueError(f"accelerate_transformers: unknown model '{unknown[0]}', known are {', '.join(MODELS)}")
+    if not transformers.__version__.startswith(tuple(f"{version}." for version in TESTED_VERSIONS)):
+        raise RuntimeError(
+            f"accelerate_transformers: Transformers {transformers.__version__} was not tested, only "
+            f"{', '.join(TESTED_VERSIONS)}; install one of these, or go on without"
+        )
+    done = Acceleration()
+    for model in models or MODELS:
+        module = import_module(f"transformers.models.{model}.modeling_{model}")
+        for name, build in REPLACEMENTS.items():
+            original = getattr(module, name)
+            if getattr(original, "accelerated", False):
+                continue
+            replacement = build(original)
+            replacement.accelerated = True  # type: ignore[attr-defined]
+            setattr(module, name, replacement)
+            done.originals[f"{module.__name__}.{name}"] = (module, name, original)
+    return done
