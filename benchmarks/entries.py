@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-FILES = ("rules", "linear_losses", "align_memory")
+FILES = ("rules", "linear_losses", "align_memory", "transformers_models")
 
 
 def load() -> None:

@@ -39,8 +39,8 @@ LinearLossResult shapes(const Tensor& hidden, const Tensor& head, bool hidden_gr
 }
 
 LinearLossResult kl_meta(const Tensor& student_hidden, const Tensor& student_head, const Tensor&, const Tensor&,
-                         const Optional&, double, const std::string&, double, int64_t, bool hidden_grad,
-                         bool head_grad, const std::string&) {
+                         const Optional&, double, const std::string&, double, int64_t, bool hidden_grad, bool head_grad,
+                         const std::string&) {
   return shapes(student_hidden, student_head, hidden_grad, head_grad);
 }
 

@@ -77,8 +77,7 @@ BackwardResult chunk_backward_meta(const Tensor& q, const Tensor& k, const Tenso
 template <class R>
 struct DispatchedCalls {
   static ChunkForwardResult forward(const RuleInputs& in, double scale, const Optional& initial_state,
-                                    const Optional& cu_seqlens, int64_t chunk_size, bool save_states,
-                                    Backend wanted) {
+                                    const Optional& cu_seqlens, int64_t chunk_size, bool save_states, Backend wanted) {
     at::AutoDispatchBelowADInplaceOrView guard;
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow(("hybridattn::" + op_name<R>("chunk")).c_str(), "")
@@ -92,9 +91,8 @@ struct DispatchedCalls {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow(("hybridattn::" + op_name<R>("chunk", "_backward")).c_str(), "")
                                .template typed<decltype(chunk_backward<R>)>();
-    auto [q, k, v, g, beta, state] =
-        op.call(in.q, in.k, in.v, in.g, in.beta, scale, cu_seqlens, chunk_size, states, grad_out, grad_final_state,
-                std::string(name(wanted)));
+    auto [q, k, v, g, beta, state] = op.call(in.q, in.k, in.v, in.g, in.beta, scale, cu_seqlens, chunk_size, states,
+                                             grad_out, grad_final_state, std::string(name(wanted)));
     return {q, k, v, in.g ? g : Tensor(), in.beta ? beta : Tensor(), state};
   }
 };
@@ -140,11 +138,10 @@ constexpr const char* kInputs = "Tensor q, Tensor k, Tensor v, Tensor? g, Tensor
 
 template <class R>
 void define(torch::Library& m) {
-  m.def(
-      fmt::format("{}({}, float scale, Tensor? initial_state, Tensor? cu_seqlens, int chunk_size, bool save_states, "
-                  "str backend=\"auto\") -> (Tensor, Tensor, Tensor)",
-                  op_name<R>("chunk"), kInputs)
-          .c_str());
+  m.def(fmt::format("{}({}, float scale, Tensor? initial_state, Tensor? cu_seqlens, int chunk_size, bool save_states, "
+                    "str backend=\"auto\") -> (Tensor, Tensor, Tensor)",
+                    op_name<R>("chunk"), kInputs)
+            .c_str());
   m.def(fmt::format("{}({}, float scale, Tensor? cu_seqlens, int chunk_size, Tensor states, Tensor grad_out, Tensor? "
                     "grad_final_state, str backend=\"auto\") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
                     op_name<R>("chunk", "_backward"), kInputs)
@@ -152,8 +149,9 @@ void define(torch::Library& m) {
   m.def(fmt::format("{}({}, float scale, Tensor? initial_state, Tensor? cu_seqlens) -> (Tensor, Tensor)",
                     op_name<R>("naive"), kInputs)
             .c_str());
-  m.def(fmt::format("{}({}, Tensor(a!) state, float scale, str backend=\"auto\") -> Tensor", op_name<R>("step"), kInputs)
-            .c_str());
+  m.def(
+      fmt::format("{}({}, Tensor(a!) state, float scale, str backend=\"auto\") -> Tensor", op_name<R>("step"), kInputs)
+          .c_str());
 }
 
 template <class R>

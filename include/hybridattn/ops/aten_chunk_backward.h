@@ -1,4 +1,5 @@
-// The chunked form composed of ATen ops, backward: chunks in reverse, L, P and the writes recomputed from the state at each chunk's start.
+// The chunked form composed of ATen ops, backward: chunks in reverse, L, P and the writes recomputed from the state at
+// each chunk's start.
 #pragma once
 
 #include <ATen/ops/add.h>

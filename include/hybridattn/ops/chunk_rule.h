@@ -11,13 +11,13 @@
 namespace hybridattn::ops {
 
 /// The chunked form, forward, on the backend that is asked for.
-/// @param save_states  keep the state at every chunk's start, which the backward pass needs; K V floats per chunk and head
+/// @param save_states  keep the state at every chunk's start, which the backward pass needs; K V floats per chunk and
+/// head
 /// @throws c10::ValueError if shapes or dtypes disagree
 template <class R>
-ChunkForwardResult chunk_rule_forward(const RuleInputs& in, double scale,
-                                      const std::optional<at::Tensor>& initial_state,
-                                      const std::optional<at::Tensor>& cu_seqlens, int64_t chunk_size,
-                                      bool save_states, Backend backend) {
+ChunkForwardResult
+chunk_rule_forward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& initial_state,
+                   const std::optional<at::Tensor>& cu_seqlens, int64_t chunk_size, bool save_states, Backend backend) {
   const WithoutAutocast without_autocast;
   const std::string op = "chunk_" + std::string(R::name);
   check_rule_inputs<R>(op, in, initial_state, cu_seqlens);
@@ -64,8 +64,7 @@ struct ChunkRuleFunction : torch::autograd::Function<ChunkRuleFunction<R, Calls>
 
   static List forward(torch::autograd::AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
                       const at::Tensor& v, const Optional& g, const Optional& beta, double scale,
-                      const Optional& initial_state, const Optional& cu_seqlens, int64_t chunk_size,
-                      Backend backend) {
+                      const Optional& initial_state, const Optional& cu_seqlens, int64_t chunk_size, Backend backend) {
     const RuleInputs in{q, k, v, g, beta};
     auto [out, final_state, states] = Calls::forward(in, scale, initial_state, cu_seqlens, chunk_size, true, backend);
     const auto or_undefined = [](const Optional& x) { return x.value_or(at::Tensor()); };
@@ -89,7 +88,8 @@ struct ChunkRuleFunction : torch::autograd::Function<ChunkRuleFunction<R, Calls>
     const int64_t dtype = ctx->saved_data["state_dtype"].toInt();
     const auto grad_initial =
         dtype < 0 ? at::Tensor() : grad.initial_state.to(static_cast<at::ScalarType>(static_cast<int8_t>(dtype)));
-    return {grad.q, grad.k, grad.v, grad.g, grad.beta, at::Tensor(), grad_initial, at::Tensor(), at::Tensor(), at::Tensor()};
+    return {grad.q,       grad.k,       grad.v,       grad.g,       grad.beta,
+            at::Tensor(), grad_initial, at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 

@@ -1,10 +1,10 @@
 // Divergence between two models' next-token distributions, from hidden states, without [tokens, vocabulary].
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/logaddexp.h>
 #include <ATen/ops/scalar_tensor.h>
+#include <ATen/Parallel.h>
 #include <hybridattn/kernels/cpu/sets.h>
 #include <hybridattn/ops/backend.h>
 #include <hybridattn/ops/linear_loss.h>
@@ -76,8 +76,8 @@ inline at::Tensor native_divergence(at::Tensor& logits, at::Tensor& teacher_logi
   const auto compute = [&]<class T>(T) {
     const bool reverse = options.kind == "reverse";
     const auto set = kernels::cpu::chosen_instruction_set();
-    const auto divergence = reverse ? kernels::cpu::divergence_of_rows<T, true>(set)
-                                    : kernels::cpu::divergence_of_rows<T, false>(set);
+    const auto divergence =
+        reverse ? kernels::cpu::divergence_of_rows<T, true>(set) : kernels::cpu::divergence_of_rows<T, false>(set);
     const int64_t vocabulary = logits.size(1);
     auto loss = at::empty({part.count}, logits.options());
     T *student = logits.mutable_data_ptr<T>(), *teacher = teacher_logits.mutable_data_ptr<T>();
@@ -87,9 +87,9 @@ inline at::Tensor native_divergence(at::Tensor& logits, at::Tensor& teacher_logi
     at::parallel_for(0, part.count, 1, [&](int64_t first, int64_t last) {
       for (int64_t row = first; row < last; ++row) {
         T *own = student + row * vocabulary, *other = teacher + row * vocabulary;
-        result[row] = static_cast<T>(divergence(reverse ? own : other, reverse ? other : own, vocabulary,
-                                                options.temperature, weight != nullptr ? weight[row] : 1.0,
-                                                part.wants_gradient));
+        result[row] =
+            static_cast<T>(divergence(reverse ? own : other, reverse ? other : own, vocabulary, options.temperature,
+                                      weight != nullptr ? weight[row] : 1.0, part.wants_gradient));
       }
     });
     return loss;

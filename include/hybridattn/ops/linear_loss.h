@@ -49,8 +49,8 @@ struct LinearHead {
       : hidden(hidden_states.reshape({-1, hidden_states.size(-1)})), head(weight.to(state_dtype(hidden_states))) {}
 
   at::Tensor rows(int64_t begin, int64_t count) const { return hidden.narrow(0, begin, count).to(head.scalar_type()); }
-  /// Logits [count, V] in the memory of `buffer` [chunk, V]. One buffer serves all chunks: touching fresh pages for each
-  /// would cost more than the softmax.
+  /// Logits [count, V] in the memory of `buffer` [chunk, V]. One buffer serves all chunks: touching fresh pages for
+  /// each would cost more than the softmax.
   at::Tensor logits(int64_t begin, int64_t count, const at::Tensor& buffer) const {
     auto result = buffer.narrow(0, 0, count);
     at::mm_out(result, rows(begin, count), head.t());

@@ -24,7 +24,9 @@ std::tuple<at::Tensor, at::Tensor> naive_rule(const RuleInputs& in, const RuleOp
   const auto dtype = state_dtype(in.v);
   const int64_t tokens = in.v.size(0) * in.v.size(1), heads = in.v.size(2), groups = heads / in.q.size(2);
   const double scale = scale_or_default(options.scale, in.k);
-  const auto flat = [&](const at::Tensor& x) { return x.reshape({tokens, x.size(2), x.dim() == 4 ? x.size(3) : 1}).to(dtype); };
+  const auto flat = [&](const at::Tensor& x) {
+    return x.reshape({tokens, x.size(2), x.dim() == 4 ? x.size(3) : 1}).to(dtype);
+  };
   const auto q = flat(in.q).repeat_interleave(groups, 1) * scale, k = flat(in.k).repeat_interleave(groups, 1);
   const auto v = flat(in.v);
   std::vector<at::Tensor> outputs, states;

@@ -1,9 +1,9 @@
-// The rules on this library's CPU kernels: tensors in, tasks for the kernels out. A task is one document (or sequence) of
-// one value head; threads take tasks one after another, longest first.
+// The rules on this library's CPU kernels: tensors in, tasks for the kernels out. A task is one document (or sequence)
+// of one value head; threads take tasks one after another, longest first.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/Parallel.h>
 #include <hybridattn/kernels/cpu/sets.h>
 #include <hybridattn/ops/chunk_results.h>
 #include <hybridattn/ops/documents.h>
@@ -15,17 +15,10 @@ namespace hybridattn::ops {
 
 namespace detail {
 
-/// Calls f with the kernels' element type of `x`.
+/// Calls f with a number of the arithmetic's type.
 template <class F>
-auto with_element_type(const at::Tensor& x, F&& f) {
-  switch (x.scalar_type()) {
-  case at::kDouble:
-    return f(double{});
-  case at::kBFloat16:
-    return f(kernels::cpu::Bfloat16{});
-  default:
-    return f(float{});
-  }
+auto with_arithmetic(const at::Tensor& x, F&& f) {
+  return x.scalar_type() == at::kDouble ? f(double{}) : f(float{});
 }
 
 template <class E>
@@ -37,12 +30,13 @@ const E* const_data(const at::Tensor& x) {
   return static_cast<const E*>(x.const_data_ptr());
 }
 
-/// Rows [T, D] of one head of x [B, T, heads, D], from a token of the flattened [B * T] on.
-template <class E>
-kernels::cpu::Rows<const E> rows(const at::Tensor& x, int64_t token, int64_t head) {
+/// Rows [T, D] of one head of x [B, T, heads, D], from a token of the flattened [B * T] on. x has T's type, or bf16.
+template <class T>
+kernels::cpu::Rows<T> rows(const at::Tensor& x, int64_t token, int64_t head) {
   const int64_t length = x.size(1);
-  return {const_data<E>(x) + token / length * x.stride(0) + token % length * x.stride(1) + head * x.stride(2),
-          x.stride(1), x.stride(3)};
+  const int64_t offset = token / length * x.stride(0) + token % length * x.stride(1) + head * x.stride(2);
+  auto* first = static_cast<char*>(const_cast<void*>(x.const_data_ptr())) + offset * x.element_size();
+  return {first, x.scalar_type() == at::kBFloat16, x.stride(1), x.stride(3)};
 }
 
 /// The columns [first, first + size) of a value head that one task computes.
@@ -50,8 +44,8 @@ struct Columns {
   int64_t first, size;
 };
 
-/// All columns at once if there are tasks for every thread, otherwise in parts. A column's arithmetic does not depend on
-/// the part it is in.
+/// All columns at once if there are tasks for every thread, otherwise in parts. A column's arithmetic does not depend
+/// on the part it is in.
 inline std::vector<Columns> column_parts(int64_t value_dim, int64_t tasks, int64_t threads) {
   constexpr int64_t kGrain = 32; // a register tile
   const int64_t wanted = tasks > 0 ? (threads + tasks - 1) / tasks : 1;
@@ -78,10 +72,8 @@ void for_each_task(int64_t tasks, F&& f) {
 }
 
 /// The chunked form's inputs as the kernels see them.
-template <class R, class E>
+template <class T>
 struct NativeInputs {
-  using Number = kernels::cpu::Arithmetic<E>;
-
   const RuleInputs& in;
   double scale;
   int64_t length, heads, groups, key_dim, value_dim;
@@ -92,8 +84,8 @@ struct NativeInputs {
   NativeInputs(const std::string& op, const RuleInputs& inputs, double scale_of_q,
                const std::optional<at::Tensor>& cu_seqlens, int64_t chunk_size)
       : in(inputs), scale(scale_of_q), length(in.v.size(1)), heads(in.v.size(2)), groups(heads / in.q.size(2)),
-        key_dim(in.k.size(3)), value_dim(in.v.size(3)),
-        spans(document_spans(op, in.v.size(0), length, cu_seqlens)), order(chunk_order(spans, chunk_size)) {
+        key_dim(in.k.size(3)), value_dim(in.v.size(3)), spans(document_spans(op, in.v.size(0), length, cu_seqlens)),
+        order(chunk_order(spans, chunk_size)) {
     const auto gate = [&](const std::optional<at::Tensor>& x) {
       return x ? x->to(state_dtype(in.v)).contiguous() : at::Tensor();
     };
@@ -104,20 +96,20 @@ struct NativeInputs {
   int64_t documents() const { return static_cast<int64_t>(spans.size()); }
 
   /// The part of a task that forward and backward share.
-  void fill(kernels::cpu::ChunkInputs<E>& task, int64_t document, int64_t head, Columns columns) const {
+  void fill(kernels::cpu::ChunkInputs<T>& task, int64_t document, int64_t head, Columns columns) const {
     const auto [first, last] = spans[document];
     task.tokens = last - first;
     task.key_dim = static_cast<int>(key_dim);
     task.value_dim = static_cast<int>(columns.size);
     task.chunk = static_cast<int>(order.chunk);
-    task.scale = static_cast<Number>(scale);
+    task.scale = static_cast<T>(scale);
     if (task.tokens > 0) {
-      task.q = rows<E>(in.q, first, head / groups);
-      task.k = rows<E>(in.k, first, head / groups);
-      task.v = rows<E>(in.v.narrow(3, columns.first, columns.size), first, head);
+      task.q = rows<T>(in.q, first, head / groups);
+      task.k = rows<T>(in.k, first, head / groups);
+      task.v = rows<T>(in.v.narrow(3, columns.first, columns.size), first, head);
     }
-    task.g = g.defined() ? const_data<Number>(g) + first * heads + head : nullptr;
-    task.beta = beta.defined() ? const_data<Number>(beta) + first * heads + head : nullptr;
+    task.g = g.defined() ? const_data<T>(g) + first * heads + head : nullptr;
+    task.beta = beta.defined() ? const_data<T>(beta) + first * heads + head : nullptr;
     task.gate_stride = heads;
     task.state_stride = value_dim;
   }
@@ -145,35 +137,34 @@ template <class R>
 ChunkForwardResult
 native_chunk_forward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& initial_state,
                      const std::optional<at::Tensor>& cu_seqlens, int64_t chunk_size, bool save_states) {
-  return detail::with_element_type(in.v, [&]<class E>(E) -> ChunkForwardResult {
-    using Number = kernels::cpu::Arithmetic<E>;
-    const detail::NativeInputs<R, E> inputs("chunk_" + std::string(R::name), in, scale, cu_seqlens, chunk_size);
+  return detail::with_arithmetic(in.v, [&]<class T>(T) -> ChunkForwardResult {
+    const detail::NativeInputs<T> inputs("chunk_" + std::string(R::name), in, scale, cu_seqlens, chunk_size);
     const auto options = in.v.options().dtype(state_dtype(in.v));
     const int64_t heads = inputs.heads, documents = inputs.documents();
     auto out = at::empty(in.v.sizes(), in.v.options());
     auto final_state = at::empty({documents, heads, inputs.key_dim, inputs.value_dim}, options);
-    auto saved =
-        at::empty({save_states ? inputs.order.rows : 0, heads, inputs.key_dim, inputs.value_dim}, options);
+    auto saved = at::empty({save_states ? inputs.order.rows : 0, heads, inputs.key_dim, inputs.value_dim}, options);
     const auto initial = initial_state ? initial_state->to(options.dtype()).contiguous() : at::Tensor();
-    const auto kernels = kernels::cpu::RuleKernels<R, E>::of(kernels::cpu::chosen_instruction_set());
+    const auto kernels = kernels::cpu::RuleKernels<R, T>::of(kernels::cpu::chosen_instruction_set());
     const auto parts = detail::column_parts(inputs.value_dim, documents * heads, at::get_num_threads());
     const auto per_document = heads * static_cast<int64_t>(parts.size());
     detail::for_each_task(documents * per_document, [&](int64_t number) {
       const int64_t position = number / per_document, document = inputs.order.document[position];
       const int64_t head = number % heads;
       const auto columns = parts[number % per_document / heads];
-      kernels::cpu::ForwardTask<E> task;
+      kernels::cpu::ForwardTask<T> task;
       inputs.fill(task, document, head, columns);
       const int64_t state = inputs.state_offset(document, head, columns);
-      task.initial_state = initial.defined() ? detail::const_data<Number>(initial) + state : nullptr;
-      task.final_state = detail::data<Number>(final_state) + state;
-      std::vector<Number*> starts;
+      task.initial_state = initial.defined() ? detail::const_data<T>(initial) + state : nullptr;
+      task.final_state = detail::data<T>(final_state) + state;
+      std::vector<T*> starts;
       if (save_states) {
-        starts = inputs.starts(detail::data<Number>(saved), position, task.chunks(), head, columns);
+        starts = inputs.starts(detail::data<T>(saved), position, task.chunks(), head, columns);
         task.starts = starts.data();
       }
-      const int64_t row = heads * inputs.value_dim, first = inputs.spans[document].first;
-      task.out = {detail::data<E>(out) + first * row + head * inputs.value_dim + columns.first, row, 1};
+      if (task.tokens > 0) {
+        task.out = detail::rows<T>(out.narrow(3, columns.first, columns.size), inputs.spans[document].first, head);
+      }
       kernels.chunk_forward(task);
     });
     return {out, final_state, saved};
@@ -185,10 +176,9 @@ template <class R>
 RuleGradients native_chunk_backward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& cu_seqlens,
                                     int64_t chunk_size, const at::Tensor& states, const at::Tensor& grad_out,
                                     const std::optional<at::Tensor>& grad_final_state) {
-  return detail::with_element_type(in.v, [&]<class E>(E) {
-    using Number = kernels::cpu::Arithmetic<E>;
+  return detail::with_arithmetic(in.v, [&]<class T>(T) {
     const std::string op = "chunk_" + std::string(R::name) + "_backward";
-    const detail::NativeInputs<R, E> inputs(op, in, scale, cu_seqlens, chunk_size);
+    const detail::NativeInputs<T> inputs(op, in, scale, cu_seqlens, chunk_size);
     const auto options = in.v.options().dtype(state_dtype(in.v));
     const int64_t heads = inputs.heads, documents = inputs.documents(), tokens = in.v.size(0) * inputs.length;
     const auto per_token = [&](int64_t dim) { return at::empty({tokens, heads, dim}, options); };
@@ -197,31 +187,31 @@ RuleGradients native_chunk_backward(const RuleInputs& in, double scale, const st
     auto grad_initial = at::empty({documents, heads, inputs.key_dim, inputs.value_dim}, options);
     const auto grad_final = grad_final_state ? grad_final_state->to(options.dtype()).contiguous() : at::Tensor();
     const auto grad_output = grad_out.to(in.v.scalar_type());
-    const auto kernels = kernels::cpu::RuleKernels<R, E>::of(kernels::cpu::chosen_instruction_set());
+    const auto kernels = kernels::cpu::RuleKernels<R, T>::of(kernels::cpu::chosen_instruction_set());
     detail::for_each_task(documents * heads, [&](int64_t number) {
       const int64_t position = number / heads, document = inputs.order.document[position], head = number % heads;
       const detail::Columns columns{0, inputs.value_dim};
-      kernels::cpu::BackwardTask<E> task;
+      kernels::cpu::BackwardTask<T> task;
       inputs.fill(task, document, head, columns);
-      const auto starts =
-          inputs.starts(detail::const_data<Number>(states), position, task.chunks(), head, columns);
+      const auto starts = inputs.starts(detail::const_data<T>(states), position, task.chunks(), head, columns);
       task.starts = starts.data();
       const int64_t state = inputs.state_offset(document, head, columns);
-      task.grad_final_state = grad_final.defined() ? detail::const_data<Number>(grad_final) + state : nullptr;
-      task.grad_initial_state = detail::data<Number>(grad_initial) + state;
+      task.grad_final_state = grad_final.defined() ? detail::const_data<T>(grad_final) + state : nullptr;
+      task.grad_initial_state = detail::data<T>(grad_initial) + state;
       const int64_t first = inputs.spans[document].first;
       if (task.tokens > 0) {
-        task.grad_out = detail::rows<E>(grad_output, first, head);
+        task.grad_out = detail::rows<T>(grad_output, first, head);
       }
       const auto rows = [&](const at::Tensor& x) {
         const int64_t dim = x.size(2);
-        return kernels::cpu::Rows<Number>{detail::data<Number>(x) + (first * heads + head) * dim, heads * dim, 1};
+        return kernels::cpu::Rows<T>::of(detail::data<T>(x) + (first * heads + head) * dim, heads * dim);
       };
+      const auto gates = [&](const at::Tensor& x) { return detail::data<T>(x) + first * heads + head; };
       task.grad_q = rows(grad_q);
       task.grad_k = rows(grad_k);
       task.grad_v = rows(grad_v);
-      task.grad_g = R::gated ? rows(grad_g).data : nullptr;
-      task.grad_beta = R::corrects ? rows(grad_beta).data : nullptr;
+      task.grad_g = R::gated ? gates(grad_g) : nullptr;
+      task.grad_beta = R::corrects ? gates(grad_beta) : nullptr;
       task.grad_gate_stride = heads;
       kernels.chunk_backward(task);
     });
@@ -242,8 +232,7 @@ RuleGradients native_chunk_backward(const RuleInputs& in, double scale, const st
 /// One token; arguments as in aten_step.
 template <class R>
 at::Tensor native_step(const RuleInputs& in, at::Tensor& state, double scale) {
-  return detail::with_element_type(in.v, [&]<class E>(E) {
-    using Number = kernels::cpu::Arithmetic<E>;
+  return detail::with_arithmetic(in.v, [&]<class T>(T) {
     const int64_t batch = in.v.size(0), heads = in.v.size(2), groups = heads / in.q.size(2);
     const int64_t key_dim = in.k.size(3), value_dim = in.v.size(3);
     const auto q = in.q.contiguous(), k = in.k.contiguous(), v = in.v.contiguous();
@@ -252,22 +241,27 @@ at::Tensor native_step(const RuleInputs& in, at::Tensor& state, double scale) {
     };
     const auto g = gate(in.g), beta = gate(in.beta);
     auto out = at::empty(in.v.sizes(), in.v.options());
-    const auto kernels = kernels::cpu::RuleKernels<R, E>::of(kernels::cpu::chosen_instruction_set());
+    const auto kernels = kernels::cpu::RuleKernels<R, T>::of(kernels::cpu::chosen_instruction_set());
     constexpr int64_t kWorthAThread = 1 << 16; // elements of states
     const int64_t grain = std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, key_dim * value_dim));
     at::parallel_for(0, batch * heads, grain, [&](int64_t first, int64_t last) {
       for (int64_t number = first; number < last; ++number) {
         const int64_t query_head = number / heads * (heads / groups) + number % heads / groups;
+        const auto row = [](const at::Tensor& x, int64_t index, int64_t dim) {
+          auto* first_element = static_cast<char*>(const_cast<void*>(x.const_data_ptr()));
+          return kernels::cpu::Rows<T>{first_element + index * dim * x.element_size(),
+                                       x.scalar_type() == at::kBFloat16};
+        };
         kernels.step({.key_dim = static_cast<int>(key_dim),
                       .value_dim = static_cast<int>(value_dim),
-                      .scale = static_cast<Number>(scale),
-                      .q = detail::const_data<E>(q) + query_head * key_dim,
-                      .k = detail::const_data<E>(k) + query_head * key_dim,
-                      .v = detail::const_data<E>(v) + number * value_dim,
-                      .g = g.defined() ? detail::const_data<Number>(g)[number] : Number(0),
-                      .beta = beta.defined() ? detail::const_data<Number>(beta)[number] : Number(1),
-                      .state = detail::data<Number>(state) + number * key_dim * value_dim,
-                      .out = detail::data<E>(out) + number * value_dim});
+                      .scale = static_cast<T>(scale),
+                      .q = row(q, query_head, key_dim),
+                      .k = row(k, query_head, key_dim),
+                      .v = row(v, number, value_dim),
+                      .g = g.defined() ? detail::const_data<T>(g)[number] : T(0),
+                      .beta = beta.defined() ? detail::const_data<T>(beta)[number] : T(1),
+                      .state = detail::data<T>(state) + number * key_dim * value_dim,
+                      .out = row(out, number, value_dim)});
       }
     });
     return out;

@@ -71,8 +71,8 @@ TEMPLATE_TEST_CASE("the exponential is right to its last bits", "", float, doubl
   for (int i = 0; i < 4000; ++i) {
     x.push_back(-TestType(i) * TestType(0.0217));
   }
-  const std::vector<TestType> special = {0, TestType(-1e-30), TestType(-700), TestType(-1e4), TestType(-1e30),
-                                         -std::numeric_limits<TestType>::infinity()};
+  const std::vector<TestType> special = {
+      0, TestType(-1e-30), TestType(-700), TestType(-1e4), TestType(-1e30), -std::numeric_limits<TestType>::infinity()};
   x.insert(x.end(), special.begin(), special.end());
   x.resize((x.size() + 63) / 64 * 64, 0);
   for (const auto& functions : of_this_machine<TestType>()) {

@@ -6,7 +6,6 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
-#include <type_traits>
 
 namespace hybridattn::kernels::cpu {
 
@@ -15,18 +14,23 @@ struct Bfloat16 {
   uint16_t bits;
 };
 
-/// What arithmetic on elements of type E is done in.
-template <class E>
-using Arithmetic = std::conditional_t<std::is_same_v<E, double>, double, float>;
-
-/// Rows of a caller's array: element c of row t is data[t * stride + c * step].
-template <class E>
+/// Rows of a caller's array in the arithmetic's own type T, or in bf16 where T is float: element c of row t is
+/// data[t * stride + c * step]. The type is a value here, so that kernels are compiled once for both.
+template <class T>
 struct Rows {
-  E* data = nullptr;
+  void* data = nullptr;
+  bool is_bfloat16 = false;
   int64_t stride = 0, step = 1;
 
-  E* row(int64_t t) const { return data + t * stride; }
-  Rows from(int64_t t) const { return {row(t), stride, step}; }
+  static Rows of(T* elements, int64_t stride, int64_t step = 1) { return {elements, false, stride, step}; }
+  static Rows of(const T* elements, int64_t stride, int64_t step = 1) {
+    return {const_cast<T*>(elements), false, stride, step};
+  }
+
+  Rows from(int64_t t) const {
+    const int64_t bytes = t * stride * static_cast<int64_t>(is_bfloat16 ? sizeof(Bfloat16) : sizeof(T));
+    return {static_cast<char*>(data) + bytes, is_bfloat16, stride, step};
+  }
 };
 
 /// A row-major matrix in scratch memory; rows are `stride` elements apart.
@@ -44,7 +48,7 @@ public:
   /// Starts anew with room for at least `bytes`; what was taken before is gone.
   void reset(size_t bytes) {
     if (bytes > size_) {
-      memory_.reset(static_cast<std::byte*>(::operator new(bytes, std::align_val_t{kAlignment})));
+      memory_.reset(static_cast<std::byte*>(::operator new (bytes, std::align_val_t{kAlignment})));
       size_ = bytes;
     }
     used_ = 0;
@@ -71,7 +75,7 @@ public:
 private:
   static constexpr size_t kAlignment = 64;
   struct Free {
-    void operator()(std::byte* memory) const { ::operator delete(memory, std::align_val_t{kAlignment}); }
+    void operator()(std::byte* memory) const { ::operator delete (memory, std::align_val_t{kAlignment}); }
   };
   std::unique_ptr<std::byte, Free> memory_;
   size_t size_ = 0, used_ = 0;

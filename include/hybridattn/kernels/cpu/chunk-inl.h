@@ -2,8 +2,8 @@
 // inside a set's namespace and target region. Symbols as in docs/method.md: gamma the inclusive cumulative log decay,
 // Gamma_ij = exp(gamma_i - gamma_j) for j <= i.
 
-/// A matrix in the arena. Rows are a vector further apart than they must be: a power of two would put whole columns into
-/// few sets of the first cache.
+/// Rows of a matrix in scratch memory are a vector further apart than they must be: a power of two would put whole
+/// columns into few sets of the first cache.
 template <class T>
 HYBRIDATTN_INLINE int row_stride(int columns) {
   return columns + Lanes<T>::count;
@@ -37,10 +37,8 @@ struct ChunkGates {
   }
 };
 
-template <class E>
+template <class T>
 struct Chunk {
-  using T = Arithmetic<E>;
-
   int tokens = 0, rows = 0, keys = 0, values = 0; // `rows`, `keys` and `values` are padded
   Matrix<T> q, k, v;                              // scale Q, K, V
   Matrix<T> k_transposed;                         // [K, C]
@@ -67,10 +65,8 @@ struct Chunk {
 };
 
 /// Padding rows get no decay and no beta: they leave the state as it is.
-template <class R, class E>
-inline void load_gates(const ChunkInputs<E>& in, int64_t begin, const Chunk<E>& chunk,
-                       ChunkGates<Arithmetic<E>>& gates) {
-  using T = Arithmetic<E>;
+template <class R, class T>
+inline void load_gates(const ChunkInputs<T>& in, int64_t begin, const Chunk<T>& chunk, ChunkGates<T>& gates) {
   if constexpr (R::corrects) {
     for (int i = 0; i < chunk.rows; ++i) {
       gates.beta[i] = i < chunk.tokens ? in.beta[(begin + i) * in.gate_stride] : T(0);
@@ -112,10 +108,10 @@ inline void decay_weights(const ChunkGates<T>& gates, int rows, Matrix<T> weight
   for (int row = 0; row < rows; ++row) {
     const Vector<T> high = broadcast<T>(gates.high[row]), low = broadcast<T>(gates.low[row]);
     for (int column = 0; column < row / kTileRows * kTileRows + kTileRows; column += kLanes) {
-      const Vector<T> exponent =
-          (high - load<T>(gates.high + column)) + (low - load<T>(gates.low + column));
+      const Vector<T> exponent = (high - load<T>(gates.high + column)) + (low - load<T>(gates.low + column));
       // Above the diagonal the exponent is positive: its sign goes before the exponential is taken.
-      store<T>(weight.at(row, column), up_to<T>(row, column, exp_of_nonpositive<T>(exponent < 0 ? exponent : Vector<T>{})));
+      store<T>(weight.at(row, column),
+               up_to<T>(row, column, exp_of_nonpositive<T>(exponent < 0 ? exponent : Vector<T>{})));
     }
   }
 }
@@ -131,9 +127,8 @@ HYBRIDATTN_INLINE void for_lower_tiles(int rows, F&& f) {
 }
 
 /// to = lower(X K^T .* Gamma), or strictlower.
-template <class R, bool Strict, class E>
-inline void decayed_pairs(const Chunk<E>& chunk, Matrix<Arithmetic<E>> x, Matrix<Arithmetic<E>> to) {
-  using T = Arithmetic<E>;
+template <class R, bool Strict, class T>
+inline void decayed_pairs(const Chunk<T>& chunk, Matrix<T> x, Matrix<T> to) {
   for_lower_tiles<T>(chunk.rows, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
     tile.zero();
     tile.add(x, chunk.k_transposed, row, column, 0, chunk.keys);
@@ -147,14 +142,13 @@ inline void decayed_pairs(const Chunk<E>& chunk, Matrix<Arithmetic<E>> x, Matrix
 }
 
 /// Rows of the chunk that starts at token `begin`, its gates and its triangular matrices.
-template <class R, class E>
-inline void load_chunk(const ChunkInputs<E>& in, int64_t begin, Chunk<E>& chunk) {
-  using T = Arithmetic<E>;
+template <class R, class T>
+inline void load_chunk(const ChunkInputs<T>& in, int64_t begin, Chunk<T>& chunk) {
   chunk.tokens = static_cast<int>(in.tokens - begin < in.chunk ? in.tokens - begin : in.chunk);
   chunk.rows = padded<T>(chunk.tokens);
-  read_rows<E, T>(in.q.from(begin), chunk.tokens, in.key_dim, in.scale, chunk.rows, chunk.keys, chunk.q);
-  read_rows<E, T>(in.k.from(begin), chunk.tokens, in.key_dim, T(1), chunk.rows, chunk.keys, chunk.k);
-  read_rows<E, T>(in.v.from(begin), chunk.tokens, in.value_dim, T(1), chunk.rows, chunk.values, chunk.v);
+  read_rows<T>(in.q.from(begin), chunk.tokens, in.key_dim, in.scale, chunk.rows, chunk.keys, chunk.q);
+  read_rows<T>(in.k.from(begin), chunk.tokens, in.key_dim, T(1), chunk.rows, chunk.keys, chunk.k);
+  read_rows<T>(in.v.from(begin), chunk.tokens, in.value_dim, T(1), chunk.rows, chunk.values, chunk.v);
   transpose<T>(chunk.k, chunk.rows, chunk.keys, chunk.k_transposed);
   load_gates<R>(in, begin, chunk, chunk.gates);
   if constexpr (R::gated) {
@@ -168,9 +162,8 @@ inline void load_chunk(const ChunkInputs<E>& in, int64_t begin, Chunk<E>& chunk)
 
 /// Solves x_i = beta_i r_i, r_i = error_i - sum_{j<i} key_pairs_ij x_j, which is (I + L) X = B (V - D K S). `residual`
 /// holds the error and may be `x`; it gets r.
-template <class E>
-inline void solve(const Chunk<E>& chunk, Matrix<Arithmetic<E>> residual, Matrix<Arithmetic<E>> x) {
-  using T = Arithmetic<E>;
+template <class T>
+inline void solve(const Chunk<T>& chunk, Matrix<T> residual, Matrix<T> x) {
   for_tiles<T>(chunk.rows, chunk.values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
     tile.zero();
     tile.add(chunk.key_pairs, x, row, column, 0, row);

@@ -19,15 +19,15 @@ struct RowSums {
 /// What backward needs besides the chunk. Names as in docs/method.md.
 template <class T>
 struct BackwardMatrices {
-  Matrix<T> grad_out, decayed_grad_out;     // dO, D dO [C, V]
-  Matrix<T> read;                           // D K S [C, V]
-  Matrix<T> x, x_transposed;                // X [C, V], [V, C]
-  Matrix<T> grad_x;                         // dX, then B (I + L)^-T dX = dV [C, V]
-  Matrix<T> grad_read;                      // -D dV = dU [C, V]
-  Matrix<T> score_grad, pair_grad;          // A1 and A2: gradients of Q K^T and K K^T [C, C]
-  Matrix<T> start, start_transposed;        // S [K, V], [V, K]
-  Matrix<T> grad_state, grad_transposed;    // dS [K, V], [V, K]
-  Matrix<T> result;                         // dQ or dK [C, K] on its way out
+  Matrix<T> grad_out, decayed_grad_out;  // dO, D dO [C, V]
+  Matrix<T> read;                        // D K S [C, V]
+  Matrix<T> x, x_transposed;             // X [C, V], [V, C]
+  Matrix<T> grad_x;                      // dX, then B (I + L)^-T dX = dV [C, V]
+  Matrix<T> grad_read;                   // -D dV = dU [C, V]
+  Matrix<T> score_grad, pair_grad;       // A1 and A2: gradients of Q K^T and K K^T [C, C]
+  Matrix<T> start, start_transposed;     // S [K, V], [V, K]
+  Matrix<T> grad_state, grad_transposed; // dS [K, V], [V, K]
+  Matrix<T> result;                      // dQ or dK [C, K] on its way out
   RowSums<T> gamma_sums, key_sums, beta_sums;
   T* column_sums = nullptr;
 
@@ -57,9 +57,8 @@ struct BackwardMatrices {
 };
 
 /// x = X and, for rules that correct, read = D K S and chunk.v = r of `solve`.
-template <class R, class E>
-inline void recompute_writes(const Chunk<E>& chunk, BackwardMatrices<Arithmetic<E>>& m) {
-  using T = Arithmetic<E>;
+template <class R, class T>
+inline void recompute_writes(const Chunk<T>& chunk, BackwardMatrices<T>& m) {
   if constexpr (R::corrects) {
     for_tiles<T>(chunk.rows, chunk.values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
       tile.zero();
@@ -73,17 +72,16 @@ inline void recompute_writes(const Chunk<E>& chunk, BackwardMatrices<Arithmetic<
         store<T>(v, load<T>(v) - read);
       });
     });
-    solve<E>(chunk, chunk.v, m.x);
+    solve<T>(chunk, chunk.v, m.x);
   } else {
     m.x = chunk.v;
   }
 }
 
-/// dX = P^T dO + R K dS; for rules that correct then dV = B y, y = dX - strictupper(key_pairs^T) dV, and the gradient of
-/// beta, y . r.
-template <class R, class E>
-inline void gradient_of_writes(const Chunk<E>& chunk, BackwardMatrices<Arithmetic<E>>& m) {
-  using T = Arithmetic<E>;
+/// dX = P^T dO + R K dS; for rules that correct then dV = B y, y = dX - strictupper(key_pairs^T) dV, and the gradient
+/// of beta, y . r.
+template <class R, class T>
+inline void gradient_of_writes(const Chunk<T>& chunk, BackwardMatrices<T>& m) {
   for_tiles<T, true>(chunk.rows, chunk.values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
     tile.zero();
     tile.add(chunk.k, m.grad_state, row, column, 0, chunk.keys);
@@ -118,10 +116,9 @@ inline void gradient_of_writes(const Chunk<E>& chunk, BackwardMatrices<Arithmeti
 
 /// to = sign lower(left X^T .* Gamma) (or strictlower), the gradient of the products inside `pairs`; the gradient of
 /// gamma through Gamma is sign left X^T .* pairs, added along rows and columns.
-template <class R, bool Strict, class E>
-inline void gradient_of_pairs(const Chunk<E>& chunk, BackwardMatrices<Arithmetic<E>>& m, Matrix<Arithmetic<E>> left,
-                              Arithmetic<E> sign, Matrix<Arithmetic<E>> pairs, Matrix<Arithmetic<E>> to) {
-  using T = Arithmetic<E>;
+template <class R, bool Strict, class T>
+inline void gradient_of_pairs(const Chunk<T>& chunk, BackwardMatrices<T>& m, Matrix<T> left, T sign, Matrix<T> pairs,
+                              Matrix<T> to) {
   for_lower_tiles<T>(chunk.rows, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
     tile.zero();
     tile.add(left, m.x_transposed, row, column, 0, chunk.values);
@@ -151,9 +148,8 @@ inline void gradient_of_pairs(const Chunk<E>& chunk, BackwardMatrices<Arithmetic
 }
 
 /// dQ = scale (A1 K + D dO S^T)
-template <class R, class E>
-inline void gradient_of_queries(const Chunk<E>& chunk, BackwardMatrices<Arithmetic<E>>& m, Arithmetic<E> scale) {
-  using T = Arithmetic<E>;
+template <class R, class T>
+inline void gradient_of_queries(const Chunk<T>& chunk, BackwardMatrices<T>& m, T scale) {
   for_tiles<T>(chunk.rows, chunk.keys, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
     tile.zero();
     tile.add(m.decayed_grad_out, m.start_transposed, row, column, 0, chunk.values);
@@ -169,9 +165,8 @@ inline void gradient_of_queries(const Chunk<E>& chunk, BackwardMatrices<Arithmet
 }
 
 /// dK = A1^T scale Q + R X dS^T + (A2 + A2^T) K + dU S^T
-template <class R, class E>
-inline void gradient_of_keys(const Chunk<E>& chunk, BackwardMatrices<Arithmetic<E>>& m) {
-  using T = Arithmetic<E>;
+template <class R, class T>
+inline void gradient_of_keys(const Chunk<T>& chunk, BackwardMatrices<T>& m) {
   for_tiles<T>(chunk.rows, chunk.keys, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
     tile.zero();
     tile.add(m.x, m.grad_transposed, row, column, 0, chunk.values);
@@ -191,11 +186,11 @@ inline void gradient_of_keys(const Chunk<E>& chunk, BackwardMatrices<Arithmetic<
   });
 }
 
-/// The gradients of g: those of gamma summed from each token to the chunk's end. `along_states` is <S, dS> exp(gamma_C).
-template <class R, class E>
-inline void store_gate_gradients(const BackwardTask<E>& task, int64_t begin, const Chunk<E>& chunk,
-                                 const BackwardMatrices<Arithmetic<E>>& m, Arithmetic<E> along_states) {
-  using T = Arithmetic<E>;
+/// The gradients of g: those of gamma summed from each token to the chunk's end. `along_states` is <S, dS>
+/// exp(gamma_C).
+template <class R, class T>
+inline void store_gate_gradients(const BackwardTask<T>& task, int64_t begin, const Chunk<T>& chunk,
+                                 const BackwardMatrices<T>& m, T along_states) {
   if constexpr (R::corrects) {
     for (int i = 0; i < chunk.tokens; ++i) {
       task.grad_beta[(begin + i) * task.grad_gate_stride] = m.beta_sums.of(i);
@@ -215,30 +210,30 @@ inline void store_gate_gradients(const BackwardTask<E>& task, int64_t begin, con
 }
 
 /// R: a rule with `gated` (a log decay per head) and `corrects` (the delta rule).
-template <class R, class E>
-inline void chunk_backward(const BackwardTask<E>& task) {
-  using T = Arithmetic<E>;
+template <class R, class T>
+inline void chunk_backward(const BackwardTask<T>& task) {
   constexpr int kLanes = Lanes<T>::count;
-  Chunk<E> chunk;
+  Chunk<T> chunk;
   chunk.keys = padded<T>(task.key_dim);
   chunk.values = padded<T>(task.value_dim);
   const int keys = chunk.keys, values = chunk.values;
   const int most_rows = padded<T>(task.tokens < task.chunk ? task.tokens : task.chunk);
   Arena& arena = Arena::of_this_thread();
-  arena.reset(Chunk<E>::bytes(most_rows, keys, values) + BackwardMatrices<T>::bytes(most_rows, keys, values));
+  arena.reset(Chunk<T>::bytes(most_rows, keys, values) + BackwardMatrices<T>::bytes(most_rows, keys, values));
   chunk.take(arena, most_rows);
   BackwardMatrices<T> m;
   m.take(arena, most_rows, keys, values);
-  const Rows<const T> final_gradient{task.grad_final_state, task.state_stride};
-  read_rows<T, T>(final_gradient, task.grad_final_state != nullptr ? task.key_dim : 0, task.value_dim, T(1), keys,
-                  values, m.grad_state);
+  const auto final_gradient = Rows<T>::of(task.grad_final_state, task.state_stride);
+  read_rows<T>(final_gradient, task.grad_final_state != nullptr ? task.key_dim : 0, task.value_dim, T(1), keys, values,
+               m.grad_state);
 
   for (int64_t n = task.chunks() - 1; n >= 0; --n) {
     const int64_t begin = n * task.chunk;
     load_chunk<R>(task, begin, chunk);
     const int rows = chunk.rows;
-    read_rows<E, T>(task.grad_out.from(begin), chunk.tokens, task.value_dim, T(1), rows, values, m.grad_out);
-    read_rows<T, T>({task.starts[n], task.state_stride}, task.key_dim, task.value_dim, T(1), keys, values, m.start);
+    read_rows<T>(task.grad_out.from(begin), chunk.tokens, task.value_dim, T(1), rows, values, m.grad_out);
+    read_rows<T>(Rows<T>::of(task.starts[n], task.state_stride), task.key_dim, task.value_dim, T(1), keys, values,
+                 m.start);
     for (auto* sums : {&m.gamma_sums, &m.key_sums, &m.beta_sums}) {
       sums->clear(rows);
     }
@@ -269,10 +264,10 @@ inline void chunk_backward(const BackwardTask<E>& task) {
       }
     }
     gradient_of_queries<R>(chunk, m, task.scale);
-    write_rows<T, T>(m.result, chunk.tokens, task.key_dim, task.grad_q.from(begin));
+    write_rows<T>(m.result, chunk.tokens, task.key_dim, task.grad_q.from(begin));
     gradient_of_keys<R>(chunk, m);
-    write_rows<T, T>(m.result, chunk.tokens, task.key_dim, task.grad_k.from(begin));
-    write_rows<T, T>(m.grad_x, chunk.tokens, task.value_dim, task.grad_v.from(begin));
+    write_rows<T>(m.result, chunk.tokens, task.key_dim, task.grad_k.from(begin));
+    write_rows<T>(m.grad_x, chunk.tokens, task.value_dim, task.grad_v.from(begin));
 
     // dS = exp(gamma_C) dS + (scale Q)^T D dO + K^T dU
     Vector<T> along_states = {};
@@ -294,6 +289,6 @@ inline void chunk_backward(const BackwardTask<E>& task) {
     store_gate_gradients<R>(task, begin, chunk, m, sum<T>(along_states));
   }
   if (task.grad_initial_state != nullptr) {
-    write_rows<T, T>(m.grad_state, task.key_dim, task.value_dim, {task.grad_initial_state, task.state_stride});
+    write_rows<T>(m.grad_state, task.key_dim, task.value_dim, Rows<T>::of(task.grad_initial_state, task.state_stride));
   }
 }

@@ -2,28 +2,27 @@
 // region.
 
 /// R: a rule with `gated` (a log decay per head) and `corrects` (the delta rule).
-template <class R, class E>
-inline void chunk_forward(const ForwardTask<E>& task) {
-  using T = Arithmetic<E>;
-  Chunk<E> chunk;
+template <class R, class T>
+inline void chunk_forward(const ForwardTask<T>& task) {
+  Chunk<T> chunk;
   chunk.keys = padded<T>(task.key_dim);
   chunk.values = padded<T>(task.value_dim);
   const int keys = chunk.keys, values = chunk.values;
   const int most_rows = padded<T>(task.tokens < task.chunk ? task.tokens : task.chunk);
   Arena& arena = Arena::of_this_thread();
-  arena.reset(Chunk<E>::bytes(most_rows, keys, values) + 2 * matrix_bytes<T>(most_rows, values) +
+  arena.reset(Chunk<T>::bytes(most_rows, keys, values) + 2 * matrix_bytes<T>(most_rows, values) +
               matrix_bytes<T>(keys, values));
   chunk.take(arena, most_rows);
   const auto writes = matrix<T>(arena, most_rows, values), out = matrix<T>(arena, most_rows, values);
   const auto state = matrix<T>(arena, keys, values);
-  const Rows<const T> initial{task.initial_state, task.state_stride};
-  read_rows<T, T>(initial, task.initial_state != nullptr ? task.key_dim : 0, task.value_dim, T(1), keys, values, state);
+  const auto initial = Rows<T>::of(task.initial_state, task.state_stride);
+  read_rows<T>(initial, task.initial_state != nullptr ? task.key_dim : 0, task.value_dim, T(1), keys, values, state);
 
   const ChunkGates<T>& gates = chunk.gates;
   for (int64_t n = 0; n < task.chunks(); ++n) {
     const int64_t begin = n * task.chunk;
     if (task.starts != nullptr) {
-      write_rows<T, T>(state, task.key_dim, task.value_dim, {task.starts[n], task.state_stride});
+      write_rows<T>(state, task.key_dim, task.value_dim, Rows<T>::of(task.starts[n], task.state_stride));
     }
     load_chunk<R>(task, begin, chunk);
     auto x = chunk.v; // what each token adds to the state
@@ -39,7 +38,7 @@ inline void chunk_forward(const ForwardTask<E>& task) {
         });
       });
       x = writes;
-      solve<E>(chunk, chunk.v, x);
+      solve<T>(chunk, chunk.v, x);
     }
     // O = D scale Q S + P X
     for_tiles<T>(chunk.rows, values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
@@ -51,7 +50,7 @@ inline void chunk_forward(const ForwardTask<E>& task) {
       tile.add(chunk.scores, x, row, column, 0, row + kTileRows);
       tile.store_to(out, row, column);
     });
-    write_rows<T, E>(out, chunk.tokens, task.value_dim, task.out.from(begin));
+    write_rows<T>(out, chunk.tokens, task.value_dim, task.out.from(begin));
     // S = exp(gamma_C) S + K^T (R X)
     if constexpr (R::gated) {
       scale_rows<T>(x, gates.remaining, chunk.rows, values, x);
@@ -66,6 +65,6 @@ inline void chunk_forward(const ForwardTask<E>& task) {
     });
   }
   if (task.final_state != nullptr) {
-    write_rows<T, T>(state, task.key_dim, task.value_dim, {task.final_state, task.state_stride});
+    write_rows<T>(state, task.key_dim, task.value_dim, Rows<T>::of(task.final_state, task.state_stride));
   }
 }

@@ -83,8 +83,8 @@ inline T row_maximum(const T* x, int64_t size) {
 /// If a gradient is wanted, that with respect to the logits of `student` (which is left or right), times `factor`,
 /// replaces that row; both rows' contents are used up.
 ///
-/// With u = (logits - their maximum) / t and Z = sum exp(u): KL = sum exp(u_p) (u_p - u_q) / Z_p - log Z_p + log Z_q, so
-/// equal rows give exactly 0. Entries of probability 0 count nothing, whatever the other row has there.
+/// With u = (logits - their maximum) / t and Z = sum exp(u): KL = sum exp(u_p) (u_p - u_q) / Z_p - log Z_p + log Z_q,
+/// so equal rows give exactly 0. Entries of probability 0 count nothing, whatever the other row has there.
 template <bool StudentIsLeft, class T>
 inline double divergence_of_rows(T* left, T* right, int64_t size, double temperature, double factor,
                                  bool wants_gradient) {

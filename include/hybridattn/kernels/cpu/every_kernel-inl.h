@@ -1,4 +1,6 @@
-// All that an instruction set's namespace holds, in order. Without include guard: included once per set.
+// All that an instruction set's namespace holds. Without include guard: included once per set. Each header uses the
+// ones before it.
+// clang-format off
 #include <hybridattn/kernels/cpu/simd-inl.h>
 #include <hybridattn/kernels/cpu/tile-inl.h>
 #include <hybridattn/kernels/cpu/chunk-inl.h>
@@ -6,3 +8,4 @@
 #include <hybridattn/kernels/cpu/chunk_backward-inl.h>
 #include <hybridattn/kernels/cpu/step-inl.h>
 #include <hybridattn/kernels/cpu/divergence-inl.h>
+// clang-format on

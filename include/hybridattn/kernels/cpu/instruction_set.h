@@ -20,13 +20,16 @@
 
 namespace hybridattn::kernels::cpu {
 
-/// portable: what the compiler makes of 16-byte vectors (SSE2, NEON); avx2: AVX2 and FMA; avx512: AVX-512 F, BW, DQ, VL.
+/// portable: what the compiler makes of 16-byte vectors (SSE2, NEON); avx2: AVX2 and FMA; avx512: AVX-512 F, BW, DQ,
+/// VL.
 enum class InstructionSet { portable, avx2, avx512 };
 
 inline constexpr std::array<std::pair<InstructionSet, std::string_view>, 3> kInstructionSets = {
     {{InstructionSet::portable, "portable"}, {InstructionSet::avx2, "avx2"}, {InstructionSet::avx512, "avx512"}}};
 
-inline std::string_view name(InstructionSet set) { return kInstructionSets[static_cast<size_t>(set)].second; }
+inline std::string_view name(InstructionSet set) {
+  return kInstructionSets[static_cast<size_t>(set)].second;
+}
 
 /// Whether kernels of this set were compiled and this processor can run them.
 inline bool is_available(InstructionSet set) {
@@ -72,9 +75,13 @@ inline InstructionSet best_instruction_set() {
 
 /// Makes every later call of this process run kernels of one set; std::nullopt ends that. Not to be called while
 /// kernels run.
-inline void force_instruction_set(std::optional<InstructionSet> set) { detail::forced_set = set; }
+inline void force_instruction_set(std::optional<InstructionSet> set) {
+  detail::forced_set = set;
+}
 
-inline std::optional<InstructionSet> forced_instruction_set() { return detail::forced_set; }
+inline std::optional<InstructionSet> forced_instruction_set() {
+  return detail::forced_set;
+}
 
 /// The set that runs: the forced one, else the one that the environment variable HYBRIDATTN_INSTRUCTION_SET names (read
 /// once), else the best one.

@@ -24,6 +24,7 @@
 
 namespace hybridattn::kernels::cpu::portable {
 #include <hybridattn/kernels/cpu/simd_portable-inl.h>
+
 #include <hybridattn/kernels/cpu/every_kernel-inl.h>
 } // namespace hybridattn::kernels::cpu::portable
 
@@ -32,6 +33,7 @@ namespace hybridattn::kernels::cpu::portable {
 #pragma GCC target("avx2,fma,bmi,bmi2")
 namespace hybridattn::kernels::cpu::avx2 {
 #include <hybridattn/kernels/cpu/simd_avx2-inl.h>
+
 #include <hybridattn/kernels/cpu/every_kernel-inl.h>
 } // namespace hybridattn::kernels::cpu::avx2
 #pragma GCC pop_options
@@ -40,6 +42,7 @@ namespace hybridattn::kernels::cpu::avx2 {
 #pragma GCC target("avx2,fma,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 namespace hybridattn::kernels::cpu::avx512 {
 #include <hybridattn/kernels/cpu/simd_avx512-inl.h>
+
 #include <hybridattn/kernels/cpu/every_kernel-inl.h>
 } // namespace hybridattn::kernels::cpu::avx512
 #pragma GCC pop_options
@@ -51,26 +54,26 @@ namespace hybridattn::kernels::cpu::avx512 {
 
 namespace hybridattn::kernels::cpu {
 
-/// The kernels of one rule and element type, of the set that runs.
-template <class R, class E>
+/// The kernels of one rule and type of arithmetic, of one set.
+template <class R, class T>
 struct RuleKernels {
-  void (*chunk_forward)(const ForwardTask<E>&);
-  void (*chunk_backward)(const BackwardTask<E>&);
-  void (*step)(const StepTask<E>&);
+  void (*chunk_forward)(const ForwardTask<T>&);
+  void (*chunk_backward)(const BackwardTask<T>&);
+  void (*step)(const StepTask<T>&);
 
   static RuleKernels of(InstructionSet set) {
 #if HYBRIDATTN_X86_KERNELS
     switch (set) {
     case InstructionSet::avx512:
-      return {avx512::chunk_forward<R, E>, avx512::chunk_backward<R, E>, avx512::step<R, E>};
+      return {avx512::chunk_forward<R, T>, avx512::chunk_backward<R, T>, avx512::step<R, T>};
     case InstructionSet::avx2:
-      return {avx2::chunk_forward<R, E>, avx2::chunk_backward<R, E>, avx2::step<R, E>};
+      return {avx2::chunk_forward<R, T>, avx2::chunk_backward<R, T>, avx2::step<R, T>};
     case InstructionSet::portable:
       break;
     }
 #endif
     static_cast<void>(set);
-    return {portable::chunk_forward<R, E>, portable::chunk_backward<R, E>, portable::step<R, E>};
+    return {portable::chunk_forward<R, T>, portable::chunk_backward<R, T>, portable::step<R, T>};
   }
 };
 

@@ -88,8 +88,8 @@ HYBRIDATTN_INLINE Vector<T> exp_of_nonpositive(Vector<T> x) {
 template <class T, int Distance, bool High, int... I>
 HYBRIDATTN_INLINE Vector<T> interleaved(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
   constexpr int kCount = Lanes<T>::count;
-  return __builtin_shufflevector(a, b, ((I & Distance) ? kCount + (High ? I : I - Distance)
-                                                       : (High ? I + Distance : I))...);
+  return __builtin_shufflevector(a, b,
+                                 ((I & Distance) ? kCount + (High ? I : I - Distance) : (High ? I + Distance : I))...);
 }
 
 template <class T, int Distance = 1>
@@ -129,8 +129,6 @@ inline void transpose(Matrix<T> from, int rows, int columns, Matrix<T> to) {
   }
 }
 
-HYBRIDATTN_INLINE float widened(float x) { return x; }
-HYBRIDATTN_INLINE double widened(double x) { return x; }
 HYBRIDATTN_INLINE float widened(Bfloat16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   float result;
@@ -138,32 +136,65 @@ HYBRIDATTN_INLINE float widened(Bfloat16 x) {
   return result;
 }
 
-HYBRIDATTN_INLINE void narrow(float x, float& to) { to = x; }
-HYBRIDATTN_INLINE void narrow(double x, double& to) { to = x; }
 /// To the nearest, ties to even; NaN stays NaN.
-HYBRIDATTN_INLINE void narrow(float x, Bfloat16& to) {
+HYBRIDATTN_INLINE Bfloat16 narrowed(float x) {
   uint32_t bits;
   __builtin_memcpy(&bits, &x, sizeof(bits));
   const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  to.bits = static_cast<uint16_t>(x == x ? rounded : 0x7fc0);
+  return {static_cast<uint16_t>(x == x ? rounded : 0x7fc0)};
+}
+
+/// to[c] = factor * element c of the row.
+template <class T>
+inline void read_row(Rows<T> from, int columns, T factor, T* to) {
+  const auto read = [&](auto element) HYBRIDATTN_INLINE_LAMBDA {
+    if (from.step == 1) {
+      for (int c = 0; c < columns; ++c) {
+        to[c] = factor * element(c);
+      }
+    } else {
+      for (int c = 0; c < columns; ++c) {
+        to[c] = factor * element(c * from.step);
+      }
+    }
+  };
+  if constexpr (sizeof(T) == 4) {
+    if (from.is_bfloat16) {
+      const auto* data = static_cast<const Bfloat16*>(from.data);
+      read([data](int64_t at) HYBRIDATTN_INLINE_LAMBDA { return widened(data[at]); });
+      return;
+    }
+  }
+  const auto* data = static_cast<const T*>(from.data);
+  read([data](int64_t at) HYBRIDATTN_INLINE_LAMBDA { return data[at]; });
+}
+
+template <class T>
+inline void write_row(const T* from, int columns, Rows<T> to) {
+  if constexpr (sizeof(T) == 4) {
+    if (to.is_bfloat16) {
+      auto* data = static_cast<Bfloat16*>(to.data);
+      for (int c = 0; c < columns; ++c) {
+        data[c] = narrowed(from[c]);
+      }
+      return;
+    }
+  }
+  auto* data = static_cast<T*>(to.data);
+  for (int c = 0; c < columns; ++c) {
+    data[c] = from[c];
+  }
 }
 
 /// to[r, c] = factor * from[r, c] for the rows and columns that exist, 0 in the padding up to `padded` of each.
-template <class E, class T>
-inline void read_rows(Rows<const E> from, int rows, int columns, T factor, int padded_rows, int padded_columns,
+template <class T>
+inline void read_rows(Rows<T> from, int rows, int columns, T factor, int padded_rows, int padded_columns,
                       Matrix<T> to) {
   for (int r = 0; r < padded_rows; ++r) {
     T* row = to.at(r, 0);
     const int present = r < rows ? columns : 0;
-    const E* source = r < rows ? from.row(r) : nullptr;
-    if (from.step == 1) {
-      for (int c = 0; c < present; ++c) {
-        row[c] = factor * widened(source[c]);
-      }
-    } else {
-      for (int c = 0; c < present; ++c) {
-        row[c] = factor * widened(source[c * from.step]);
-      }
+    if (present > 0) {
+      read_row<T>(from.from(r), present, factor, row);
     }
     for (int c = present; c < padded_columns; ++c) {
       row[c] = 0;
@@ -171,13 +202,9 @@ inline void read_rows(Rows<const E> from, int rows, int columns, T factor, int p
   }
 }
 
-template <class T, class E>
-inline void write_rows(Matrix<T> from, int rows, int columns, Rows<E> to) {
+template <class T>
+inline void write_rows(Matrix<T> from, int rows, int columns, Rows<T> to) {
   for (int r = 0; r < rows; ++r) {
-    const T* row = from.at(r, 0);
-    E* target = to.row(r);
-    for (int c = 0; c < columns; ++c) {
-      narrow(row[c], target[c]);
-    }
+    write_row<T>(from.at(r, 0), columns, to.from(r));
   }
 }

@@ -3,5 +3,9 @@
 inline constexpr int kVectorBytes = 32;
 inline constexpr int kTileRows = 4; // 4 x 2 accumulators of 16 registers hide the latency of two FMA units
 
-HYBRIDATTN_INLINE __m256 fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
-HYBRIDATTN_INLINE __m256d fma(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
+HYBRIDATTN_INLINE __m256 fma(__m256 a, __m256 b, __m256 c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
+HYBRIDATTN_INLINE __m256d fma(__m256d a, __m256d b, __m256d c) {
+  return _mm256_fmadd_pd(a, b, c);
+}

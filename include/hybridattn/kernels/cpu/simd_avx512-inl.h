@@ -2,5 +2,9 @@
 inline constexpr int kVectorBytes = 64;
 inline constexpr int kTileRows = 8; // 8 x 2 accumulators of 32 registers hide the latency of two FMA units
 
-HYBRIDATTN_INLINE __m512 fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
-HYBRIDATTN_INLINE __m512d fma(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
+HYBRIDATTN_INLINE __m512 fma(__m512 a, __m512 b, __m512 c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
+HYBRIDATTN_INLINE __m512d fma(__m512d a, __m512d b, __m512d c) {
+  return _mm512_fmadd_pd(a, b, c);
+}
