@@ -12,9 +12,9 @@
 #include "hybridattn/kernels/cpu/sets.h"
 
 #include "hybridattn/ops/alignment_loss.h"
-#include "hybridattn/ops/attention.h"
 #include "hybridattn/ops/aten_chunk_backward.h"
 #include "hybridattn/ops/aten_chunk_forward.h"
+#include "hybridattn/ops/attention.h"
 #include "hybridattn/ops/backend.h"
 #include "hybridattn/ops/chunk_results.h"
 #include "hybridattn/ops/chunk_rule.h"
