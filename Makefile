@@ -46,7 +46,7 @@ test-cpp: ## build and run the C++ tests (FOLDERS="ops nn": only these)
 	@$(LOCK) $(MAKE) _environment _tests_cpp
 	@$(CTEST) build/tests $(if $(FOLDERS),-R '^($(subst $(space),|,$(strip $(FOLDERS))))$$')
 
-test-sanitize: ## the same with ASan and UBSan; without FOLDERS: select and io
+test-sanitize: ## the same with ASan and UBSan; without FOLDERS: kernels, select and io
 	@$(LOCK) $(MAKE) _environment _tests_sanitize
 	@ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(CTEST) build/sanitize
 
@@ -116,7 +116,7 @@ _parity:
 	@$(LOCK) $(NICE) cmake --build build/tests -j $(JOBS) --target ha_parity
 
 _tests_sanitize: .venv/.packages
-	@$(CMAKE_TESTS) -B build/sanitize -DHYBRIDATTN_SANITIZE=ON "-DHYBRIDATTN_TEST_FOLDERS=$(or $(FOLDERS),select io)" >/dev/null
+	@$(CMAKE_TESTS) -B build/sanitize -DHYBRIDATTN_SANITIZE=ON "-DHYBRIDATTN_TEST_FOLDERS=$(or $(FOLDERS),kernels select io)" >/dev/null
 	@$(NICE) cmake --build build/sanitize -j $(JOBS)
 
 build/tests/build.ninja: .venv/.packages

@@ -1,0 +1,131 @@
+// Kernels read and write what they were given and nothing beside it: arrays of exactly their size, for a build with
+// AddressSanitizer; every instruction set, rules with and without gates, sizes that fit no tile. No torch here.
+#include <hybridattn/kernels/cpu/sets.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "catch.h"
+
+using namespace hybridattn::kernels::cpu;
+
+namespace {
+
+struct GatedDelta {
+  static constexpr bool gated = true, corrects = true;
+};
+struct Additive {
+  static constexpr bool gated = false, corrects = false;
+};
+
+std::unique_ptr<float[]> random_numbers(size_t count) {
+  static std::mt19937 generator(0);
+  std::normal_distribution<float> normal(0, 0.3F);
+  auto numbers = std::make_unique<float[]>(count);
+  std::generate_n(numbers.get(), count, [&] { return normal(generator); });
+  return numbers;
+}
+
+bool all_finite(const std::unique_ptr<float[]>& numbers, size_t count) {
+  return std::all_of(numbers.get(), numbers.get() + count, [](float x) { return std::isfinite(x); });
+}
+
+template <class R>
+void run(InstructionSet set, int tokens, int keys, int values, int chunk) {
+  const size_t of_keys = static_cast<size_t>(tokens) * keys, of_values = static_cast<size_t>(tokens) * values;
+  const size_t of_state = static_cast<size_t>(keys) * values;
+  const auto q = random_numbers(of_keys), k = random_numbers(of_keys), v = random_numbers(of_values);
+  const auto g = random_numbers(tokens), beta = random_numbers(tokens), grad_out = random_numbers(of_values);
+  for (int t = 0; t < tokens; ++t) {
+    g[t] = -std::abs(g[t]);
+    beta[t] = std::min(1.0F, std::abs(beta[t]));
+  }
+  const auto out = random_numbers(of_values), initial = random_numbers(of_state), last = random_numbers(of_state);
+  const auto grad_q = random_numbers(of_keys), grad_k = random_numbers(of_keys), grad_v = random_numbers(of_values);
+  const auto grad_g = random_numbers(tokens), grad_beta = random_numbers(tokens);
+  const auto kernels = RuleKernels<R, float>::of(set);
+
+  ForwardTask<float> forward;
+  forward.tokens = tokens;
+  forward.key_dim = keys;
+  forward.value_dim = values;
+  forward.chunk = chunk;
+  forward.scale = 0.5F;
+  forward.q = Rows<float>::of(q.get(), keys);
+  forward.k = Rows<float>::of(k.get(), keys);
+  forward.v = Rows<float>::of(v.get(), values);
+  forward.g = g.get();
+  forward.beta = beta.get();
+  forward.state_stride = values;
+  forward.initial_state = initial.get();
+  forward.final_state = last.get();
+  forward.out = Rows<float>::of(out.get(), values);
+  const auto states = random_numbers(static_cast<size_t>(forward.chunks()) * of_state);
+  std::vector<float*> starts;
+  for (int64_t n = 0; n < forward.chunks(); ++n) {
+    starts.push_back(states.get() + static_cast<size_t>(n) * of_state);
+  }
+  forward.starts = starts.data();
+  kernels.chunk_forward(forward);
+  CHECK(all_finite(out, of_values));
+
+  BackwardTask<float> backward;
+  static_cast<ChunkInputs<float>&>(backward) = forward;
+  backward.starts = starts.data();
+  backward.grad_out = Rows<float>::of(grad_out.get(), values);
+  backward.grad_final_state = initial.get();
+  backward.grad_initial_state = last.get();
+  backward.grad_q = Rows<float>::of(grad_q.get(), keys);
+  backward.grad_k = Rows<float>::of(grad_k.get(), keys);
+  backward.grad_v = Rows<float>::of(grad_v.get(), values);
+  backward.grad_g = grad_g.get();
+  backward.grad_beta = grad_beta.get();
+  kernels.chunk_backward(backward);
+  CHECK(all_finite(grad_q, of_keys));
+  CHECK(all_finite(grad_k, of_keys));
+  CHECK(all_finite(grad_v, of_values));
+  CHECK(all_finite(grad_g, tokens));
+
+  if (tokens > 0) {
+    StepTask<float> step;
+    step.key_dim = keys;
+    step.value_dim = values;
+    step.q = forward.q;
+    step.k = forward.k;
+    step.v = forward.v;
+    step.g = -0.1F;
+    step.state = last.get();
+    step.out = forward.out;
+    kernels.step(step);
+    CHECK(all_finite(last, of_state));
+  }
+}
+
+} // namespace
+
+TEST_CASE("kernels touch only what they were given") {
+  for (const auto& [set, its_name] : kInstructionSets) {
+    if (!is_available(set)) {
+      continue;
+    }
+    INFO(its_name);
+    for (const int tokens : {0, 1, 15, 64, 65, 130}) {
+      for (const auto& [keys, values] : {std::pair{16, 16}, {60, 100}, {1, 1}, {130, 7}, {64, 33}}) {
+        for (const int chunk : {1, 16, 64, 100}) {
+          run<GatedDelta>(set, tokens, keys, values, chunk);
+          run<Additive>(set, tokens, keys, values, chunk);
+        }
+      }
+    }
+    for (const int size : {1, 15, 16, 17, 1000}) {
+      const auto left = random_numbers(size), right = random_numbers(size);
+      CHECK(std::isfinite(divergence_of_rows<float, true>(set)(left.get(), right.get(), size, 1.3, 0.7, true)));
+      CHECK(all_finite(left, size));
+      CHECK(std::isfinite(divergence_of_rows<float, false>(set)(left.get(), right.get(), size, 1, 0.7, true)));
+      CHECK(all_finite(right, size));
+    }
+  }
+}
