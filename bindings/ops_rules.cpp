@@ -4,7 +4,10 @@
 #include <ATen/ops/empty_like.h>
 #include <fmt/format.h>
 #include <hybridattn/ops/delta_rule.h>
+#include <hybridattn/ops/dplr_delta_rule.h>
 #include <hybridattn/ops/gated_delta_rule.h>
+#include <hybridattn/ops/gla.h>
+#include <hybridattn/ops/kda.h>
 #include <hybridattn/ops/lightning.h>
 #include <hybridattn/ops/linear_attention.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -15,7 +18,7 @@ namespace {
 using namespace hybridattn::ops;
 using at::Tensor;
 using Optional = std::optional<Tensor>;
-using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class R>
 std::string op_name(const char* form, const char* suffix = "") {
@@ -24,32 +27,42 @@ std::string op_name(const char* form, const char* suffix = "") {
 
 template <class R>
 ChunkForwardResult chunk(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g, const Optional& beta,
-                         double scale, const Optional& initial_state, const Optional& cu_seqlens, int64_t chunk_size,
-                         bool save_states, const std::string& backend_name) {
-  return chunk_rule_forward<R>({q, k, v, g, beta}, scale, initial_state, cu_seqlens, chunk_size, save_states,
+                         const Optional& a, const Optional& b, double scale, const Optional& initial_state,
+                         const Optional& cu_seqlens, int64_t chunk_size, bool save_states,
+                         const std::string& backend_name) {
+  return chunk_rule_forward<R>({q, k, v, g, beta, a, b}, scale, initial_state, cu_seqlens, chunk_size, save_states,
                                backend(op_name<R>("chunk"), backend_name));
 }
 
 BackwardResult as_tuple(RuleGradients grad, const Tensor& q) {
   // An op's result must be defined; a gradient that a rule does not have is empty.
   const auto defined = [&](Tensor& x) { return x.defined() ? x : at::empty({0}, q.options()); };
-  return {grad.q, grad.k, grad.v, defined(grad.g), defined(grad.beta), grad.initial_state};
+  return {grad.q,
+          grad.k,
+          grad.v,
+          defined(grad.g),
+          defined(grad.beta),
+          defined(grad.a),
+          defined(grad.b),
+          grad.initial_state};
 }
 
 template <class R>
 BackwardResult chunk_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g,
-                              const Optional& beta, double scale, const Optional& cu_seqlens, int64_t chunk_size,
-                              const Tensor& states, const Tensor& grad_out, const Optional& grad_final_state,
+                              const Optional& beta, const Optional& a, const Optional& b, double scale,
+                              const Optional& cu_seqlens, int64_t chunk_size, const Tensor& states,
+                              const Tensor& grad_out, const Optional& grad_final_state,
                               const std::string& backend_name) {
-  return as_tuple(chunk_rule_backward<R>({q, k, v, g, beta}, scale, cu_seqlens, chunk_size, states, grad_out,
+  return as_tuple(chunk_rule_backward<R>({q, k, v, g, beta, a, b}, scale, cu_seqlens, chunk_size, states, grad_out,
                                          grad_final_state, backend(op_name<R>("chunk", "_backward"), backend_name)),
                   q);
 }
 
 template <class R>
 ChunkForwardResult chunk_meta(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g,
-                              const Optional& beta, double, const Optional& initial_state, const Optional& cu_seqlens,
-                              int64_t chunk_size, bool save_states, const std::string&) {
+                              const Optional& beta, const Optional& a, const Optional& b, double,
+                              const Optional& initial_state, const Optional& cu_seqlens, int64_t chunk_size,
+                              bool save_states, const std::string&) {
   const auto options = v.options().dtype(state_dtype(v));
   const auto documents = cu_seqlens ? cu_seqlens->sym_size(0) - 1 : v.sym_size(0);
   // With packed documents the number of chunks depends on data; every document has at most one short chunk more.
@@ -63,14 +76,15 @@ ChunkForwardResult chunk_meta(const Tensor& q, const Tensor& k, const Tensor& v,
 
 template <class R>
 BackwardResult chunk_backward_meta(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g,
-                                   const Optional& beta, double, const Optional& cu_seqlens, int64_t, const Tensor&,
-                                   const Tensor&, const Optional&, const std::string&) {
+                                   const Optional& beta, const Optional& a, const Optional& b, double,
+                                   const Optional& cu_seqlens, int64_t, const Tensor&, const Tensor&, const Optional&,
+                                   const std::string&) {
   const auto like = [](const Tensor& x) { return at::empty_symint(x.sym_sizes(), x.options()); };
-  const auto gate = [&](const Optional& x) { return x ? like(*x) : at::empty_symint({0}, q.options()); };
+  const auto or_empty = [&](const Optional& x) { return x ? like(*x) : at::empty_symint({0}, q.options()); };
   const auto documents = cu_seqlens ? cu_seqlens->sym_size(0) - 1 : v.sym_size(0);
   const auto state =
       at::empty_symint({documents, v.sym_size(2), k.sym_size(3), v.sym_size(3)}, v.options().dtype(state_dtype(v)));
-  return {like(q), like(k), like(v), gate(g), gate(beta), state};
+  return {like(q), like(k), like(v), or_empty(g), or_empty(beta), or_empty(a), or_empty(b), state};
 }
 
 /// Reaches forward and backward below autograd through the dispatcher, so that tracing sees the ops.
@@ -82,8 +96,8 @@ struct DispatchedCalls {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow(("hybridattn::" + op_name<R>("chunk")).c_str(), "")
                                .template typed<decltype(chunk<R>)>();
-    return op.call(in.q, in.k, in.v, in.g, in.beta, scale, initial_state, cu_seqlens, chunk_size, save_states,
-                   std::string(name(wanted)));
+    return op.call(in.q, in.k, in.v, in.g, in.beta, in.a, in.b, scale, initial_state, cu_seqlens, chunk_size,
+                   save_states, std::string(name(wanted)));
   }
   static RuleGradients backward(const RuleInputs& in, double scale, const Optional& cu_seqlens, int64_t chunk_size,
                                 const Tensor& states, const Tensor& grad_out, const Optional& grad_final_state,
@@ -91,50 +105,54 @@ struct DispatchedCalls {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow(("hybridattn::" + op_name<R>("chunk", "_backward")).c_str(), "")
                                .template typed<decltype(chunk_backward<R>)>();
-    auto [q, k, v, g, beta, state] = op.call(in.q, in.k, in.v, in.g, in.beta, scale, cu_seqlens, chunk_size, states,
-                                             grad_out, grad_final_state, std::string(name(wanted)));
-    return {q, k, v, in.g ? g : Tensor(), in.beta ? beta : Tensor(), state};
+    auto [q, k, v, g, beta, a, b, state] =
+        op.call(in.q, in.k, in.v, in.g, in.beta, in.a, in.b, scale, cu_seqlens, chunk_size, states, grad_out,
+                grad_final_state, std::string(name(wanted)));
+    const auto if_given = [](const Optional& x, const Tensor& grad) { return x ? grad : Tensor(); };
+    return {q, k, v, if_given(in.g, g), if_given(in.beta, beta), if_given(in.a, a), if_given(in.b, b), state};
   }
 };
 
 template <class R>
 ChunkForwardResult chunk_autograd(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g,
-                                  const Optional& beta, double scale, const Optional& initial_state,
-                                  const Optional& cu_seqlens, int64_t chunk_size, bool save_states,
-                                  const std::string& backend_name) {
+                                  const Optional& beta, const Optional& a, const Optional& b, double scale,
+                                  const Optional& initial_state, const Optional& cu_seqlens, int64_t chunk_size,
+                                  bool save_states, const std::string& backend_name) {
   const auto wanted = backend(op_name<R>("chunk"), backend_name);
   const auto needs = [](const Optional& x) { return x && x->requires_grad(); };
-  const bool grad = at::GradMode::is_enabled() && (q.requires_grad() || k.requires_grad() || v.requires_grad() ||
-                                                   needs(g) || needs(beta) || needs(initial_state));
+  const bool grad =
+      at::GradMode::is_enabled() && (q.requires_grad() || k.requires_grad() || v.requires_grad() || needs(g) ||
+                                     needs(beta) || needs(a) || needs(b) || needs(initial_state));
   if (!grad) {
-    return DispatchedCalls<R>::forward({q, k, v, g, beta}, scale, initial_state, cu_seqlens, chunk_size, save_states,
-                                       wanted);
+    return DispatchedCalls<R>::forward({q, k, v, g, beta, a, b}, scale, initial_state, cu_seqlens, chunk_size,
+                                       save_states, wanted);
   }
-  auto results = ChunkRuleFunction<R, DispatchedCalls<R>>::apply(q, k, v, g, beta, scale, initial_state, cu_seqlens,
-                                                                 chunk_size, wanted);
+  auto results = ChunkRuleFunction<R, DispatchedCalls<R>>::apply(q, k, v, g, beta, a, b, scale, initial_state,
+                                                                 cu_seqlens, chunk_size, wanted);
   return {results[0], results[1], at::empty({0}, results[1].options().requires_grad(false))};
 }
 
 template <class R>
 std::tuple<Tensor, Tensor> naive(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g,
-                                 const Optional& beta, double scale, const Optional& initial_state,
-                                 const Optional& cu_seqlens) {
-  return naive_rule<R>({q, k, v, g, beta}, {.scale = scale, .initial_state = initial_state, .cu_seqlens = cu_seqlens});
+                                 const Optional& beta, const Optional& a, const Optional& b, double scale,
+                                 const Optional& initial_state, const Optional& cu_seqlens) {
+  return naive_rule<R>({q, k, v, g, beta, a, b},
+                       {.scale = scale, .initial_state = initial_state, .cu_seqlens = cu_seqlens});
 }
 
 template <class R>
-Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g, const Optional& beta, Tensor state,
-            double scale, const std::string& backend_name) {
-  return step_rule<R>({q, k, v, g, beta}, state, scale, backend(op_name<R>("step"), backend_name));
+Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g, const Optional& beta,
+            const Optional& a, const Optional& b, Tensor state, double scale, const std::string& backend_name) {
+  return step_rule<R>({q, k, v, g, beta, a, b}, state, scale, backend(op_name<R>("step"), backend_name));
 }
 
 template <class R>
-Tensor step_meta(const Tensor& q, const Tensor&, const Tensor& v, const Optional&, const Optional&, Tensor, double,
-                 const std::string&) {
+Tensor step_meta(const Tensor& q, const Tensor&, const Tensor& v, const Optional&, const Optional&, const Optional&,
+                 const Optional&, Tensor, double, const std::string&) {
   return at::empty_symint(v.sym_sizes(), v.options());
 }
 
-constexpr const char* kInputs = "Tensor q, Tensor k, Tensor v, Tensor? g, Tensor? beta";
+constexpr const char* kInputs = "Tensor q, Tensor k, Tensor v, Tensor? g, Tensor? beta, Tensor? a, Tensor? b";
 
 template <class R>
 void define(torch::Library& m) {
@@ -142,10 +160,12 @@ void define(torch::Library& m) {
                     "str backend=\"auto\") -> (Tensor, Tensor, Tensor)",
                     op_name<R>("chunk"), kInputs)
             .c_str());
-  m.def(fmt::format("{}({}, float scale, Tensor? cu_seqlens, int chunk_size, Tensor states, Tensor grad_out, Tensor? "
-                    "grad_final_state, str backend=\"auto\") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-                    op_name<R>("chunk", "_backward"), kInputs)
-            .c_str());
+  m.def(
+      fmt::format(
+          "{}({}, float scale, Tensor? cu_seqlens, int chunk_size, Tensor states, Tensor grad_out, Tensor? "
+          "grad_final_state, str backend=\"auto\") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+          op_name<R>("chunk", "_backward"), kInputs)
+          .c_str());
   m.def(fmt::format("{}({}, float scale, Tensor? initial_state, Tensor? cu_seqlens) -> (Tensor, Tensor)",
                     op_name<R>("naive"), kInputs)
             .c_str());
@@ -182,7 +202,10 @@ void implement_autograd(torch::Library& m) {
   call<GatedDeltaRule>(m);                                                                                             \
   call<DeltaRule>(m);                                                                                                  \
   call<LightningRule>(m);                                                                                              \
-  call<LinearAttentionRule>(m)
+  call<LinearAttentionRule>(m);                                                                                        \
+  call<GatedLinearAttentionRule>(m);                                                                                   \
+  call<KimiDeltaRule>(m);                                                                                              \
+  call<DplrDeltaRule>(m)
 
 TORCH_LIBRARY_FRAGMENT(hybridattn, m) {
   HYBRIDATTN_FOR_EACH_RULE(define, m);

@@ -10,9 +10,9 @@ namespace hybridattn::ops {
 /// {out [B, T, HV, V], final state [B or N, HV, K, V], states at every chunk's start [rows, HV, K, V] (or empty)}
 using ChunkForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
-/// Gradients of a rule's inputs, in the inputs' dtypes; g, beta undefined where the rule has none.
+/// Gradients of a rule's inputs, in the inputs' dtypes; g, beta, a, b undefined where the rule has none.
 struct RuleGradients {
-  at::Tensor q, k, v, g, beta, initial_state;
+  at::Tensor q, k, v, g, beta, a, b, initial_state;
 };
 
 /// [tokens, HV, D] summed over the value heads of each query/key head, in x's shape and dtype.

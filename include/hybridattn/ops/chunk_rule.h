@@ -2,6 +2,8 @@
 #pragma once
 
 #include <ATen/ops/zeros_like.h>
+#include <hybridattn/ops/aten_channel_backward.h>
+#include <hybridattn/ops/aten_channel_forward.h>
 #include <hybridattn/ops/aten_chunk_backward.h>
 #include <hybridattn/ops/aten_chunk_forward.h>
 #include <hybridattn/ops/backend.h>
@@ -22,9 +24,14 @@ chunk_rule_forward(const RuleInputs& in, double scale, const std::optional<at::T
   const std::string op = "chunk_" + std::string(R::name);
   check_rule_inputs<R>(op, in, initial_state, cu_seqlens);
   HA_CHECK(chunk_size > 0, op, ": chunk_size must be positive, got ", chunk_size);
-  return runs_native(op, backend, in.v)
-             ? native_chunk_forward<R>(in, scale, initial_state, cu_seqlens, chunk_size, save_states)
-             : aten_chunk_forward<R>(in, scale, initial_state, cu_seqlens, chunk_size, save_states);
+  if (!R::per_channel && runs_native(op, backend, in.v)) {
+    return native_chunk_forward<R>(in, scale, initial_state, cu_seqlens, chunk_size, save_states);
+  }
+  if constexpr (R::per_channel) {
+    return aten_channel_forward<R>(in, scale, initial_state, cu_seqlens, chunk_size, save_states);
+  } else {
+    return aten_chunk_forward<R>(in, scale, initial_state, cu_seqlens, chunk_size, save_states);
+  }
 }
 
 /// The chunked form, backward.
@@ -35,9 +42,14 @@ RuleGradients chunk_rule_backward(const RuleInputs& in, double scale, const std:
                                   int64_t chunk_size, const at::Tensor& states, const at::Tensor& grad_out,
                                   const std::optional<at::Tensor>& grad_final_state, Backend backend) {
   const WithoutAutocast without_autocast;
-  return runs_native("chunk_" + std::string(R::name) + "_backward", backend, in.v)
-             ? native_chunk_backward<R>(in, scale, cu_seqlens, chunk_size, states, grad_out, grad_final_state)
-             : aten_chunk_backward<R>(in, scale, cu_seqlens, chunk_size, states, grad_out, grad_final_state);
+  if (!R::per_channel && runs_native("chunk_" + std::string(R::name) + "_backward", backend, in.v)) {
+    return native_chunk_backward<R>(in, scale, cu_seqlens, chunk_size, states, grad_out, grad_final_state);
+  }
+  if constexpr (R::per_channel) {
+    return aten_channel_backward<R>(in, scale, cu_seqlens, chunk_size, states, grad_out, grad_final_state);
+  } else {
+    return aten_chunk_backward<R>(in, scale, cu_seqlens, chunk_size, states, grad_out, grad_final_state);
+  }
 }
 
 /// Calls the implementation itself: what C++ users get without any registration.
@@ -63,12 +75,14 @@ struct ChunkRuleFunction : torch::autograd::Function<ChunkRuleFunction<R, Calls>
   using Optional = std::optional<at::Tensor>;
 
   static List forward(torch::autograd::AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
-                      const at::Tensor& v, const Optional& g, const Optional& beta, double scale,
-                      const Optional& initial_state, const Optional& cu_seqlens, int64_t chunk_size, Backend backend) {
-    const RuleInputs in{q, k, v, g, beta};
+                      const at::Tensor& v, const Optional& g, const Optional& beta, const Optional& a,
+                      const Optional& b, double scale, const Optional& initial_state, const Optional& cu_seqlens,
+                      int64_t chunk_size, Backend backend) {
+    const RuleInputs in{q, k, v, g, beta, a, b};
     auto [out, final_state, states] = Calls::forward(in, scale, initial_state, cu_seqlens, chunk_size, true, backend);
     const auto or_undefined = [](const Optional& x) { return x.value_or(at::Tensor()); };
-    ctx->save_for_backward({q, k, v, or_undefined(g), or_undefined(beta), or_undefined(cu_seqlens), states});
+    ctx->save_for_backward({q, k, v, or_undefined(g), or_undefined(beta), or_undefined(a), or_undefined(b),
+                            or_undefined(cu_seqlens), states});
     ctx->saved_data["scale"] = scale;
     ctx->saved_data["chunk_size"] = chunk_size;
     ctx->saved_data["backend"] = static_cast<int64_t>(backend);
@@ -80,16 +94,17 @@ struct ChunkRuleFunction : torch::autograd::Function<ChunkRuleFunction<R, Calls>
   static List backward(torch::autograd::AutogradContext* ctx, List grads) {
     const auto saved = ctx->get_saved_variables();
     const auto optional = [](const at::Tensor& x) { return x.defined() ? Optional(x) : std::nullopt; };
-    const RuleInputs in{saved[0], saved[1], saved[2], optional(saved[3]), optional(saved[4])};
+    const RuleInputs in{saved[0],           saved[1],           saved[2],          optional(saved[3]),
+                        optional(saved[4]), optional(saved[5]), optional(saved[6])};
     const auto grad_out = grads[0].defined() ? grads[0] : at::zeros_like(in.v);
-    auto grad = Calls::backward(in, ctx->saved_data["scale"].toDouble(), optional(saved[5]),
-                                ctx->saved_data["chunk_size"].toInt(), saved[6], grad_out, optional(grads[1]),
+    auto grad = Calls::backward(in, ctx->saved_data["scale"].toDouble(), optional(saved[7]),
+                                ctx->saved_data["chunk_size"].toInt(), saved[8], grad_out, optional(grads[1]),
                                 static_cast<Backend>(ctx->saved_data["backend"].toInt()));
     const int64_t dtype = ctx->saved_data["state_dtype"].toInt();
     const auto grad_initial =
         dtype < 0 ? at::Tensor() : grad.initial_state.to(static_cast<at::ScalarType>(static_cast<int8_t>(dtype)));
-    return {grad.q,       grad.k,       grad.v,       grad.g,       grad.beta,
-            at::Tensor(), grad_initial, at::Tensor(), at::Tensor(), at::Tensor()};
+    return {grad.q, grad.k,       grad.v,       grad.g,       grad.beta,    grad.a,
+            grad.b, at::Tensor(), grad_initial, at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
@@ -99,8 +114,8 @@ template <class R>
 std::tuple<at::Tensor, at::Tensor> chunk_rule(const RuleInputs& in, const RuleOptions& options = {}) {
   check_rule_inputs<R>("chunk_" + std::string(R::name), in, options.initial_state, options.cu_seqlens);
   auto results = ChunkRuleFunction<R, DirectCalls<R>>::apply(
-      in.q, in.k, in.v, in.g, in.beta, scale_or_default(options.scale, in.k), options.initial_state, options.cu_seqlens,
-      options.chunk_size, options.backend);
+      in.q, in.k, in.v, in.g, in.beta, in.a, in.b, scale_or_default(options.scale, in.k), options.initial_state,
+      options.cu_seqlens, options.chunk_size, options.backend);
   return {results[0], results[1]};
 }
 

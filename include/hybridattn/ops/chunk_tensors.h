@@ -54,12 +54,14 @@ inline at::Tensor unit_lower_inverse(const at::Tensor& lower, Scratch& scratch) 
   return inverse;
 }
 
-/// The inputs with the tokens of all sequences in one dimension: q, k, v [tokens, heads, D]; g, beta [tokens, HV, 1].
+/// The inputs with the tokens of all sequences in one dimension, [tokens, heads, D] with D = 1 for what a head has one
+/// of.
 inline RuleInputs flattened(const RuleInputs& in) {
-  const auto gate = [](const std::optional<at::Tensor>& x) {
-    return x ? std::optional(x->flatten(0, 1).unsqueeze(-1)) : std::nullopt;
+  const auto flat = [](const std::optional<at::Tensor>& x) {
+    return x ? std::optional(x->reshape({x->size(0) * x->size(1), x->size(2), x->dim() == 4 ? x->size(3) : 1}))
+             : std::nullopt;
   };
-  return {in.q.flatten(0, 1), in.k.flatten(0, 1), in.v.flatten(0, 1), gate(in.g), gate(in.beta)};
+  return {*flat(in.q), *flat(in.k), *flat(in.v), flat(in.g), flat(in.beta), flat(in.a), flat(in.b)};
 }
 
 /// Moves rows of chunks between flattened tokens [tokens, heads, D] and [rows * HV, C, D].

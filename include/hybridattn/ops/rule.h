@@ -24,11 +24,12 @@ concept Decay = requires {
 };
 
 /// How a state is written.
-/// Requires: `corrects` (what the state already answers for the key is subtracted first, so a chunk is a triangular
-/// system).
+/// Requires: `corrects` (what the state already answers for the key is subtracted first) and `generalised` (a row of
+/// its own is read from the state, and what it finds is written to another). Either makes a chunk a triangular system.
 template <class U>
 concept Update = requires {
   { U::corrects } -> std::convertible_to<bool>;
+  { U::generalised } -> std::convertible_to<bool>;
 };
 
 /// The state never forgets.
@@ -39,20 +40,30 @@ struct NoDecay {
 struct ScalarDecay {
   static constexpr bool gated = true, per_channel = false;
 };
+/// One gate per row of the state: S' = diag(exp(g_t)) S.
+struct ChannelDecay {
+  static constexpr bool gated = true, per_channel = true;
+};
 /// S = S' + k v^T.
 struct AdditiveUpdate {
-  static constexpr bool corrects = false;
+  static constexpr bool corrects = false, generalised = false;
 };
 /// S = S' + k (beta (v - S'^T k))^T.
 struct DeltaUpdate {
-  static constexpr bool corrects = true;
+  static constexpr bool corrects = true, generalised = false;
+};
+/// S = S' + b (a^T S_{t-1}) + k v^T, with S_{t-1} the state before it forgets.
+struct GeneralisedDeltaUpdate {
+  static constexpr bool corrects = false, generalised = true;
 };
 
 template <Decay D, Update U>
 struct Rule {
   using decay = D;
   using update = U;
-  static constexpr bool gated = D::gated, corrects = U::corrects;
+  static constexpr bool gated = D::gated, per_channel = D::per_channel;
+  static constexpr bool corrects = U::corrects, generalised = U::generalised;
+  static constexpr bool solves = corrects || generalised; ///< a chunk is a triangular system
 };
 
 /// S = S + k v^T (Katharopoulos et al., arXiv 2006.16236, without its feature map and normaliser).
@@ -72,10 +83,24 @@ struct GatedDeltaRule : Rule<ScalarDecay, DeltaUpdate> {
   static constexpr std::string_view name = "gated_delta_rule";
 };
 
-/// What a rule reads: q, k [B, T, H, K], v [B, T, HV, V], g and beta [B, T, HV] where the rule has them.
+/// S = diag(exp(g)) S + k v^T (gated linear attention: Yang et al., arXiv 2312.06635, eq. 3).
+struct GatedLinearAttentionRule : Rule<ChannelDecay, AdditiveUpdate> {
+  static constexpr std::string_view name = "gla";
+};
+/// S' = diag(exp(g)) S; S = S' + k (beta (v - S'^T k))^T (Kimi delta attention: Kimi Linear, arXiv 2510.26692).
+struct KimiDeltaRule : Rule<ChannelDecay, DeltaUpdate> {
+  static constexpr std::string_view name = "kda";
+};
+/// S = diag(exp(g)) S + b (a^T S) + k v^T: diagonal plus low rank (RWKV-7, Peng et al., arXiv 2503.14456, eq. 16).
+struct DplrDeltaRule : Rule<ChannelDecay, GeneralisedDeltaUpdate> {
+  static constexpr std::string_view name = "dplr_delta_rule";
+};
+
+/// What a rule reads: q, k [B, T, H, K], v [B, T, HV, V] and, where the rule has them, the log decay g [B, T, HV] (per
+/// channel [B, T, HV, K]), beta [B, T, HV], and a, b [B, T, H, K].
 struct RuleInputs {
   at::Tensor q, k, v;
-  std::optional<at::Tensor> g, beta;
+  std::optional<at::Tensor> g, beta, a, b;
 };
 
 /// Choices of a call that every rule shares.
@@ -121,18 +146,26 @@ void check_rule_inputs(const std::string& op, const RuleInputs& in, const std::o
   HA_CHECK(q.size(2) > 0 && v.size(2) % q.size(2) == 0, op, ": v's heads must be a multiple of q's ", q.size(2),
            ", got ", v.size(2));
   HA_CHECK(q.size(3) > 0 && v.size(3) > 0, op, ": head dimensions must not be 0");
-  const auto gate_shape = v.sizes().slice(0, 3);
-  const auto check_gate = [&](const std::optional<at::Tensor>& gate, bool wanted, const char* name) {
-    HA_CHECK(gate.has_value() == wanted, op, ": ", name, wanted ? " is required" : " is not used by this rule");
-    HA_CHECK(!wanted || gate->sizes() == gate_shape, op, ": ", name, " must be [B, T, HV] ", gate_shape, ", got ",
-             gate->sizes());
+  const auto check_one = [&](const std::optional<at::Tensor>& x, bool wanted, const char* name, const char* letters,
+                             at::IntArrayRef shape) {
+    HA_CHECK(x.has_value() == wanted, op, ": ", name, wanted ? " is required" : " is not used by this rule");
+    HA_CHECK(!wanted || x->sizes() == shape, op, ": ", name, " must be ", letters, " ", shape, ", got ", x->sizes());
   };
-  check_gate(in.g, R::gated, "g");
-  check_gate(in.beta, R::corrects, "beta");
+  const auto per_head = v.sizes().slice(0, 3);
+  const auto per_channel = std::array<int64_t, 4>{v.size(0), v.size(1), v.size(2), q.size(3)};
+  check_one(in.g, R::gated, "g", R::per_channel ? "[B, T, HV, K]" : "[B, T, HV]",
+            R::per_channel ? at::IntArrayRef(per_channel) : per_head);
+  check_one(in.beta, R::corrects, "beta", "[B, T, HV]", per_head);
+  check_one(in.a, R::generalised, "a", "[B, T, H, K]", q.sizes());
+  check_one(in.b, R::generalised, "b", "[B, T, H, K]", q.sizes());
   HA_CHECK(at::isFloatingType(v.scalar_type()) && q.scalar_type() == v.scalar_type() &&
                k.scalar_type() == v.scalar_type(),
            op, ": q, k and v must have one floating dtype, got ", q.scalar_type(), ", ", k.scalar_type(), ", ",
            v.scalar_type());
+  for (const auto& x : {in.a, in.b}) {
+    HA_CHECK(!x || x->scalar_type() == v.scalar_type(), op, ": a and b must have the dtype of v ", v.scalar_type(),
+             ", got ", x->scalar_type());
+  }
   if (cu_seqlens) {
     HA_CHECK(cu_seqlens->dim() == 1 && cu_seqlens->size(0) >= 1 && at::isIntegralType(cu_seqlens->scalar_type(), false),
              op, ": cu_seqlens must be integer offsets [N + 1], got ", cu_seqlens->scalar_type(), " ",

@@ -21,13 +21,20 @@ at::Tensor aten_step(const RuleInputs& in, at::Tensor& state, double scale) {
   const auto q = per_head(in.q), k = per_head(in.k);
   auto flat_state = state.view({batch * heads, state.size(2), state.size(3)});
   auto write = row(in.v).reshape({batch * heads, 1, -1});
+  at::Tensor found; // a^T S
+  if constexpr (R::generalised) {
+    found = at::bmm(per_head(*in.a), flat_state);
+  }
   if constexpr (R::gated) {
-    flat_state.mul_(row(*in.g).exp().reshape({batch * heads, 1, 1}));
+    flat_state.mul_(row(*in.g).exp().reshape({batch * heads, -1, 1}));
   }
   if constexpr (R::corrects) {
     write = row(*in.beta).reshape({batch * heads, 1, 1}) * (write - at::bmm(k, flat_state));
   }
   flat_state.baddbmm_(k.transpose(1, 2), write);
+  if constexpr (R::generalised) {
+    flat_state.baddbmm_(per_head(*in.b).transpose(1, 2), found);
+  }
   return (at::bmm(q, flat_state) * scale).view({batch, 1, heads, -1}).to(in.v.scalar_type());
 }
 
@@ -46,7 +53,7 @@ at::Tensor step_rule(const RuleInputs& in, at::Tensor& state, std::optional<doub
   HA_CHECK(state.scalar_type() == dtype, op, ": state must be ", dtype, ", got ", state.scalar_type());
   HA_CHECK(state.is_contiguous(), op, ": state must be contiguous, since it is updated in place");
   const double factor = scale_or_default(scale, in.k);
-  return runs_native(op, backend, in.v) ? native_step<R>(in, state, factor) : aten_step<R>(in, state, factor);
+  return !R::per_channel && runs_native(op, backend, in.v) ? native_step<R>(in, state, factor) : aten_step<R>(in, state, factor);
 }
 
 } // namespace hybridattn::ops

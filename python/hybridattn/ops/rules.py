@@ -8,76 +8,9 @@ are then ``[N, HV, K, V]``. Names and layouts are those of flash-linear-attentio
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from hybridattn.ops.backend import choose_backend, record_call
-
-Result = tuple[Tensor, Tensor | None]
-
-
-def _scale(scale: float | None, k: Tensor) -> float:
-    return k.shape[-1] ** -0.5 if scale is None else scale
-
-
-def _naive(
-    rule: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    beta: Tensor | None,
-    scale: float | None,
-    initial_state: Tensor | None,
-    output_final_state: bool,
-    cu_seqlens: Tensor | None,
-) -> Result:
-    op = getattr(torch.ops.hybridattn, f"naive_{rule}")
-    out, state = op(q, k, v, g, beta, _scale(scale, k), initial_state, cu_seqlens)
-    return out, state if output_final_state else None
-
-
-def _chunk(
-    rule: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    beta: Tensor | None,
-    scale: float | None,
-    initial_state: Tensor | None,
-    output_final_state: bool,
-    cu_seqlens: Tensor | None,
-    chunk_size: int,
-    backend: str | None,
-) -> Result:
-    name = f"chunk_{rule}"
-    chosen = choose_backend(name, backend, v)
-    record_call(name, chosen)
-    if chosen == "naive":
-        return _naive(rule, q, k, v, g, beta, scale, initial_state, output_final_state, cu_seqlens)
-    op = getattr(torch.ops.hybridattn, name)
-    out, state, _ = op(q, k, v, g, beta, _scale(scale, k), initial_state, cu_seqlens, chunk_size, False, chosen)
-    return out, state if output_final_state else None
-
-
-def _step(
-    rule: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    beta: Tensor | None,
-    state: Tensor,
-    scale: float | None,
-    backend: str | None,
-) -> Tensor:
-    name = f"step_{rule}"
-    chosen = choose_backend(name, backend, v)
-    if chosen == "naive":
-        chosen = "aten"  # a step is the recurrence
-    record_call(name, chosen)
-    return getattr(torch.ops.hybridattn, name)(q, k, v, g, beta, state, _scale(scale, k), chosen)
+from hybridattn.ops.rule_calls import Inputs, Result, call_chunk, call_naive, call_step
 
 
 def naive_gated_delta_rule(
@@ -102,7 +35,9 @@ def naive_gated_delta_rule(
     Raises:
         ValueError: shapes or dtypes disagree.
     """
-    return _naive("gated_delta_rule", q, k, v, g, beta, scale, initial_state, output_final_state, cu_seqlens)
+    return call_naive(
+        "gated_delta_rule", Inputs(q, k, v, g, beta), scale, initial_state, output_final_state, cu_seqlens
+    )
 
 
 def chunk_gated_delta_rule(
@@ -124,8 +59,15 @@ def chunk_gated_delta_rule(
     Arithmetic is fp32 (fp64 for fp64 inputs) whatever the inputs' dtype. `backend` forces one of
     `hybridattn.ops.BACKENDS`.
     """
-    return _chunk(
-        "gated_delta_rule", q, k, v, g, beta, scale, initial_state, output_final_state, cu_seqlens, chunk_size, backend
+    return call_chunk(
+        "gated_delta_rule",
+        Inputs(q, k, v, g, beta),
+        scale,
+        initial_state,
+        output_final_state,
+        cu_seqlens,
+        chunk_size,
+        backend,
     )
 
 
@@ -141,7 +83,7 @@ def step_gated_delta_rule(
     backend: str | None = None,
 ) -> Tensor:
     """One token (T = 1); `state` [B, HV, K, V] is updated in place. Returns ``[B, 1, HV, V]``. Not differentiable."""
-    return _step("gated_delta_rule", q, k, v, g, beta, state, scale, backend)
+    return call_step("gated_delta_rule", Inputs(q, k, v, g, beta), state, scale, backend)
 
 
 def naive_delta_rule(
@@ -165,7 +107,7 @@ def naive_delta_rule(
     Raises:
         ValueError: shapes or dtypes disagree.
     """
-    return _naive("delta_rule", q, k, v, None, beta, scale, initial_state, output_final_state, cu_seqlens)
+    return call_naive("delta_rule", Inputs(q, k, v, beta=beta), scale, initial_state, output_final_state, cu_seqlens)
 
 
 def chunk_delta_rule(
@@ -186,8 +128,15 @@ def chunk_delta_rule(
     Arithmetic is fp32 (fp64 for fp64 inputs) whatever the inputs' dtype. `backend` forces one of
     `hybridattn.ops.BACKENDS`.
     """
-    return _chunk(
-        "delta_rule", q, k, v, None, beta, scale, initial_state, output_final_state, cu_seqlens, chunk_size, backend
+    return call_chunk(
+        "delta_rule",
+        Inputs(q, k, v, beta=beta),
+        scale,
+        initial_state,
+        output_final_state,
+        cu_seqlens,
+        chunk_size,
+        backend,
     )
 
 
@@ -202,7 +151,7 @@ def step_delta_rule(
     backend: str | None = None,
 ) -> Tensor:
     """One token (T = 1); `state` [B, HV, K, V] is updated in place. Returns ``[B, 1, HV, V]``. Not differentiable."""
-    return _step("delta_rule", q, k, v, None, beta, state, scale, backend)
+    return call_step("delta_rule", Inputs(q, k, v, beta=beta), state, scale, backend)
 
 
 def naive_lightning(
@@ -226,7 +175,7 @@ def naive_lightning(
     Raises:
         ValueError: shapes or dtypes disagree.
     """
-    return _naive("lightning", q, k, v, g, None, scale, initial_state, output_final_state, cu_seqlens)
+    return call_naive("lightning", Inputs(q, k, v, g), scale, initial_state, output_final_state, cu_seqlens)
 
 
 def chunk_lightning(
@@ -247,8 +196,8 @@ def chunk_lightning(
     Arithmetic is fp32 (fp64 for fp64 inputs) whatever the inputs' dtype. `backend` forces one of
     `hybridattn.ops.BACKENDS`.
     """
-    return _chunk(
-        "lightning", q, k, v, g, None, scale, initial_state, output_final_state, cu_seqlens, chunk_size, backend
+    return call_chunk(
+        "lightning", Inputs(q, k, v, g), scale, initial_state, output_final_state, cu_seqlens, chunk_size, backend
     )
 
 
@@ -256,7 +205,7 @@ def step_lightning(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, state: Tensor, scale: float | None = None, backend: str | None = None
 ) -> Tensor:
     """One token (T = 1); `state` [B, HV, K, V] is updated in place. Returns ``[B, 1, HV, V]``. Not differentiable."""
-    return _step("lightning", q, k, v, g, None, state, scale, backend)
+    return call_step("lightning", Inputs(q, k, v, g), state, scale, backend)
 
 
 def naive_linear_attention(
@@ -279,7 +228,7 @@ def naive_linear_attention(
     Raises:
         ValueError: shapes or dtypes disagree.
     """
-    return _naive("linear_attention", q, k, v, None, None, scale, initial_state, output_final_state, cu_seqlens)
+    return call_naive("linear_attention", Inputs(q, k, v), scale, initial_state, output_final_state, cu_seqlens)
 
 
 def chunk_linear_attention(
@@ -299,13 +248,9 @@ def chunk_linear_attention(
     Arithmetic is fp32 (fp64 for fp64 inputs) whatever the inputs' dtype. `backend` forces one of
     `hybridattn.ops.BACKENDS`.
     """
-    return _chunk(
+    return call_chunk(
         "linear_attention",
-        q,
-        k,
-        v,
-        None,
-        None,
+        Inputs(q, k, v),
         scale,
         initial_state,
         output_final_state,
@@ -319,4 +264,4 @@ def step_linear_attention(
     q: Tensor, k: Tensor, v: Tensor, *, state: Tensor, scale: float | None = None, backend: str | None = None
 ) -> Tensor:
     """One token (T = 1); `state` [B, HV, K, V] is updated in place. Returns ``[B, 1, HV, V]``. Not differentiable."""
-    return _step("linear_attention", q, k, v, None, None, state, scale, backend)
+    return call_step("linear_attention", Inputs(q, k, v), state, scale, backend)

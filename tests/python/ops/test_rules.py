@@ -17,7 +17,13 @@ RULES = {
     "delta_rule": ("beta",),
     "lightning": ("g",),
     "linear_attention": (),
+    "gla": ("g",),
+    "kda": ("g", "beta"),
+    "dplr_delta_rule": ("g", "a", "b"),
 }
+PER_CHANNEL = ("gla", "kda", "dplr_delta_rule")
+OP_INPUTS = ("q", "k", "v", "g", "beta", "a", "b")
+"""Order of the registered ops' arguments."""
 
 
 @pytest.fixture(autouse=True, params=["aten", *ops.instruction_sets()])
@@ -35,9 +41,13 @@ def inputs(rule, tokens, heads=2, value_heads=4, key_dim=10, value_dim=6, batch=
     q = torch.randn(batch, tokens, heads, key_dim, dtype=dtype)
     k = F.normalize(torch.randn(batch, tokens, heads, key_dim, dtype=dtype), dim=-1)
     v = torch.randn(batch, tokens, value_heads, value_dim, dtype=dtype)
+    a = F.normalize(torch.randn(batch, tokens, heads, key_dim, dtype=dtype), dim=-1)
+    channels = (key_dim,) if rule in PER_CHANNEL else ()
     gates = {
-        "g": -torch.rand(batch, tokens, value_heads, dtype=dtype),
+        "g": -torch.rand(batch, tokens, value_heads, *channels, dtype=dtype),
         "beta": torch.rand(batch, tokens, value_heads, dtype=dtype),
+        "a": a,
+        "b": -a * torch.rand(batch, tokens, heads, key_dim, dtype=dtype),
     }
     state = torch.randn(states or batch, value_heads, key_dim, value_dim, dtype=dtype)
     tensors = {"q": q, "k": k, "v": v} | {name: gates[name] for name in RULES[rule]}
@@ -183,7 +193,7 @@ def test_backends_understand_each_others_states(rule):
     """The states that forward saves have one layout: a graph may be saved by one backend and run back by the other."""
     tensors, state = inputs(rule, 77, batch=1, states=3)
     cu_seqlens = torch.tensor([0, 20, 20, 77])
-    arguments = [x.detach() if x is not None else None for x in map(tensors.get, ("q", "k", "v", "g", "beta"))]
+    arguments = [x.detach() if x is not None else None for x in map(tensors.get, OP_INPUTS)]
     forward = getattr(torch.ops.hybridattn, f"chunk_{rule}")
     backward = getattr(torch.ops.hybridattn, f"chunk_{rule}_backward")
     states = [forward(*arguments, 0.3, state.detach(), cu_seqlens, 16, True, name)[2] for name in ("native", "aten")]
@@ -286,12 +296,8 @@ def test_gradcheck_opcheck_and_compile(rule, implementation):
         )
 
     assert torch.autograd.gradcheck(call, (state, *tensors.values()))
-    gates = [tensors.get("g"), tensors.get("beta")]
     arguments = (
-        tensors["q"],
-        tensors["k"],
-        tensors["v"],
-        *gates,
+        *map(tensors.get, OP_INPUTS),
         0.5,
         state,
         None,

@@ -1,0 +1,57 @@
+// The chunked form of a rule with a decay per channel, composed of ATen ops, forward.
+#pragma once
+
+#include <hybridattn/ops/aten_chunk_forward.h>
+#include <hybridattn/ops/channel_tensors.h>
+
+namespace hybridattn::ops {
+
+/// Arguments as in aten_chunk_forward.
+template <class R>
+ChunkForwardResult
+aten_channel_forward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& initial_state,
+                     const std::optional<at::Tensor>& cu_seqlens, int64_t chunk_size, bool save_states) {
+  const std::string op = "chunk_" + std::string(R::name);
+  const int64_t batch = in.v.size(0), length = in.v.size(1), heads = in.v.size(2), tokens = batch * length;
+  const int64_t key_dim = in.k.size(3), value_dim = in.v.size(3);
+  const auto table = chunk_table(document_spans(op, batch, length, cu_seqlens), tokens, chunk_size);
+  const auto dtype = state_dtype(in.v);
+  const auto options = in.v.options().dtype(dtype);
+  auto states = detail::ordered_states(in, initial_state, table, dtype);
+  auto out = at::empty({tokens + 1, heads, value_dim}, in.v.options());
+  auto saved = at::empty({save_states ? table.rows : 0, heads, key_dim, value_dim}, options);
+
+  const auto flat = flattened(in);
+  Scratch scratch(options);
+  for (const auto& [first, last] : step_blocks(table, heads, in.v.device())) {
+    const int64_t begin = table.first_row[first], end = table.first_row[last], n = (end - begin) * heads;
+    const ChunkLayout layout(table, begin, end, heads, in.v.device());
+    const auto chunk = channel::tensors<R>(flat, layout, scale, scratch);
+    const auto starts = save_states ? saved.narrow(0, begin, end - begin).view({n, key_dim, value_dim})
+                                    : at::empty({n, key_dim, value_dim}, options);
+    auto solution = R::solves ? at::empty_like(chunk.v) : at::Tensor();
+    for (int64_t step = first; step < last; ++step) {
+      const int64_t row = (table.first_row[step] - begin) * heads, rows = table.active[step] * heads;
+      const auto at_step = [&](const at::Tensor& x) { return x.narrow(0, row, rows); };
+      auto state = states.narrow(0, 0, table.active[step]).view({rows, key_dim, value_dim});
+      at_step(starts).copy_(state);
+      if constexpr (R::solves) {
+        at_step(solution).copy_(
+            at::bmm(at_step(chunk.inverse), at::baddbmm(at_step(chunk.offset), at_step(chunk.reader), state)));
+      }
+      state.mul_(at_step(chunk.decays.total))
+          .baddbmm_(at_step(chunk.surviving_k).transpose(1, 2), at_step(chunk.written(solution)));
+      if constexpr (R::generalised) {
+        state.baddbmm_(at_step(chunk.surviving_b).transpose(1, 2), at_step(solution));
+      }
+    }
+    auto result = at::bmm(chunk.decayed_q, starts).baddbmm_(chunk.scores, chunk.written(solution));
+    if constexpr (R::generalised) {
+      result.baddbmm_(chunk.b_scores, solution);
+    }
+    layout.scatter(result.narrow(1, 0, table.chunk), out, scratch);
+  }
+  return {out.narrow(0, 0, tokens).view(in.v.sizes()), detail::in_document_order(states, table), saved};
+}
+
+} // namespace hybridattn::ops

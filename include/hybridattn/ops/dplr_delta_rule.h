@@ -1,0 +1,37 @@
+// The generalised delta rule, diagonal plus low rank, of RWKV-7 (Peng et al., arXiv 2503.14456) in its three forms.
+#pragma once
+
+#include <hybridattn/ops/chunk_rule.h>
+#include <hybridattn/ops/naive_rule.h>
+#include <hybridattn/ops/step_rule.h>
+
+namespace hybridattn::ops {
+
+/// Token by token: S = diag(exp(g_t)) S + b_t (a_t^T S) + k_t v_t^T;  o_t = scale S^T q_t
+/// @param q, k  [B, T, H, K]       @param v  [B, T, HV, V], HV a multiple of H
+/// @param a, b  [B, T, H, K]       @param g     [B, T, HV, K] log decay, <= 0
+/// @returns {out [B, T, HV, V] in v's dtype, final state [B or N, HV, K, V] in fp32 (fp64 for fp64 inputs)}
+/// @throws c10::ValueError if shapes disagree
+inline std::tuple<at::Tensor, at::Tensor> naive_dplr_delta_rule(const at::Tensor& q, const at::Tensor& k,
+                                                                const at::Tensor& v, const at::Tensor& a,
+                                                                const at::Tensor& b, const at::Tensor& g,
+                                                                const RuleOptions& options = {}) {
+  return naive_rule<DplrDeltaRule>({q, k, v, g, {}, a, b}, options);
+}
+
+/// The same in chunks: for training and prefill. Differentiable in every floating input and in the initial state.
+inline std::tuple<at::Tensor, at::Tensor> chunk_dplr_delta_rule(const at::Tensor& q, const at::Tensor& k,
+                                                                const at::Tensor& v, const at::Tensor& a,
+                                                                const at::Tensor& b, const at::Tensor& g,
+                                                                const RuleOptions& options = {}) {
+  return chunk_rule<DplrDeltaRule>({q, k, v, g, {}, a, b}, options);
+}
+
+/// One token (T = 1), the state [B, HV, K, V] updated in place: for decoding. @returns out [B, 1, HV, V]
+inline at::Tensor step_dplr_delta_rule(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                       const at::Tensor& a, const at::Tensor& b, const at::Tensor& g, at::Tensor& state,
+                                       std::optional<double> scale = {}) {
+  return step_rule<DplrDeltaRule>({q, k, v, g, {}, a, b}, state, scale);
+}
+
+} // namespace hybridattn::ops
