@@ -24,7 +24,7 @@ chunk_rule_forward(const RuleInputs& in, double scale, const std::optional<at::T
   const std::string op = "chunk_" + std::string(R::name);
   check_rule_inputs<R>(op, in, initial_state, cu_seqlens);
   HA_CHECK(chunk_size > 0, op, ": chunk_size must be positive, got ", chunk_size);
-  if (!R::per_channel && runs_native(op, backend, in.v)) {
+  if (runs_native(op, backend, in.v)) {
     return native_chunk_forward<R>(in, scale, initial_state, cu_seqlens, chunk_size, save_states);
   }
   if constexpr (R::per_channel) {
@@ -42,7 +42,7 @@ RuleGradients chunk_rule_backward(const RuleInputs& in, double scale, const std:
                                   int64_t chunk_size, const at::Tensor& states, const at::Tensor& grad_out,
                                   const std::optional<at::Tensor>& grad_final_state, Backend backend) {
   const WithoutAutocast without_autocast;
-  if (!R::per_channel && runs_native("chunk_" + std::string(R::name) + "_backward", backend, in.v)) {
+  if (runs_native("chunk_" + std::string(R::name) + "_backward", backend, in.v)) {
     return native_chunk_backward<R>(in, scale, cu_seqlens, chunk_size, states, grad_out, grad_final_state);
   }
   if constexpr (R::per_channel) {

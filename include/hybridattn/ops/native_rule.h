@@ -79,7 +79,8 @@ struct NativeInputs {
   int64_t length, heads, groups, key_dim, value_dim;
   std::vector<std::pair<int64_t, int64_t>> spans;
   ChunkOrder order;
-  at::Tensor g, beta; // [tokens, HV] in the arithmetic's dtype, contiguous
+  at::Tensor g, beta;   // [tokens, HV] in the arithmetic's dtype, contiguous
+  at::Tensor channel_g; // [B, T, HV, K] in the arithmetic's dtype or bf16
 
   NativeInputs(const std::string& op, const RuleInputs& inputs, double scale_of_q,
                const std::optional<at::Tensor>& cu_seqlens, int64_t chunk_size)
@@ -89,7 +90,12 @@ struct NativeInputs {
     const auto gate = [&](const std::optional<at::Tensor>& x) {
       return x ? x->to(state_dtype(in.v)).contiguous() : at::Tensor();
     };
-    g = gate(in.g);
+    if (in.g && in.g->dim() == 4) {
+      const bool readable = native_can_run(*in.g) && state_dtype(*in.g) == state_dtype(in.v);
+      channel_g = readable ? *in.g : in.g->to(state_dtype(in.v));
+    } else {
+      g = gate(in.g);
+    }
     beta = gate(in.beta);
   }
 
@@ -107,6 +113,13 @@ struct NativeInputs {
       task.q = rows<T>(in.q, first, head / groups);
       task.k = rows<T>(in.k, first, head / groups);
       task.v = rows<T>(in.v.narrow(3, columns.first, columns.size), first, head);
+      if (channel_g.defined()) {
+        task.channel_g = rows<T>(channel_g, first, head);
+      }
+      if (in.a) {
+        task.a = rows<T>(*in.a, first, head / groups);
+        task.b = rows<T>(*in.b, first, head / groups);
+      }
     }
     task.g = g.defined() ? const_data<T>(g) + first * heads + head : nullptr;
     task.beta = beta.defined() ? const_data<T>(beta) + first * heads + head : nullptr;
@@ -145,7 +158,7 @@ native_chunk_forward(const RuleInputs& in, double scale, const std::optional<at:
     auto final_state = at::empty({documents, heads, inputs.key_dim, inputs.value_dim}, options);
     auto saved = at::empty({save_states ? inputs.order.rows : 0, heads, inputs.key_dim, inputs.value_dim}, options);
     const auto initial = initial_state ? initial_state->to(options.dtype()).contiguous() : at::Tensor();
-    const auto kernels = kernels::cpu::RuleKernels<R, T>::of(kernels::cpu::chosen_instruction_set());
+    const auto kernels = kernels::cpu::rule_kernels<R, T>(kernels::cpu::chosen_instruction_set());
     const auto parts = detail::column_parts(inputs.value_dim, documents * heads, at::get_num_threads());
     const auto per_document = heads * static_cast<int64_t>(parts.size());
     detail::for_each_task(documents * per_document, [&](int64_t number) {
@@ -183,11 +196,14 @@ RuleGradients native_chunk_backward(const RuleInputs& in, double scale, const st
     const int64_t heads = inputs.heads, documents = inputs.documents(), tokens = in.v.size(0) * inputs.length;
     const auto per_token = [&](int64_t dim) { return at::empty({tokens, heads, dim}, options); };
     auto grad_q = per_token(inputs.key_dim), grad_k = per_token(inputs.key_dim), grad_v = per_token(inputs.value_dim);
-    auto grad_g = R::gated ? per_token(1) : at::Tensor(), grad_beta = R::corrects ? per_token(1) : at::Tensor();
+    auto grad_g = R::gated ? per_token(R::per_channel ? inputs.key_dim : 1) : at::Tensor();
+    auto grad_beta = R::corrects ? per_token(1) : at::Tensor();
+    auto grad_a = R::generalised ? per_token(inputs.key_dim) : at::Tensor();
+    auto grad_b = R::generalised ? per_token(inputs.key_dim) : at::Tensor();
     auto grad_initial = at::empty({documents, heads, inputs.key_dim, inputs.value_dim}, options);
     const auto grad_final = grad_final_state ? grad_final_state->to(options.dtype()).contiguous() : at::Tensor();
     const auto grad_output = grad_out.to(in.v.scalar_type());
-    const auto kernels = kernels::cpu::RuleKernels<R, T>::of(kernels::cpu::chosen_instruction_set());
+    const auto kernels = kernels::cpu::rule_kernels<R, T>(kernels::cpu::chosen_instruction_set());
     detail::for_each_task(documents * heads, [&](int64_t number) {
       const int64_t position = number / heads, document = inputs.order.document[position], head = number % heads;
       const detail::Columns columns{0, inputs.value_dim};
@@ -210,7 +226,15 @@ RuleGradients native_chunk_backward(const RuleInputs& in, double scale, const st
       task.grad_q = rows(grad_q);
       task.grad_k = rows(grad_k);
       task.grad_v = rows(grad_v);
-      task.grad_g = R::gated ? gates(grad_g) : nullptr;
+      if constexpr (R::per_channel) {
+        task.grad_channel_g = rows(grad_g);
+      } else if constexpr (R::gated) {
+        task.grad_g = gates(grad_g);
+      }
+      if constexpr (R::generalised) {
+        task.grad_a = rows(grad_a);
+        task.grad_b = rows(grad_b);
+      }
       task.grad_beta = R::corrects ? gates(grad_beta) : nullptr;
       task.grad_gate_stride = heads;
       kernels.chunk_backward(task);
@@ -219,8 +243,14 @@ RuleGradients native_chunk_backward(const RuleInputs& in, double scale, const st
                          .k = like_input(grad_k, in.k),
                          .v = like_input(grad_v, in.v),
                          .initial_state = grad_initial};
-    if constexpr (R::gated) {
+    if constexpr (R::per_channel) {
+      result.g = like_input(grad_g, *in.g);
+    } else if constexpr (R::gated) {
       result.g = like_input(grad_g, in.g->unsqueeze(-1)).squeeze(-1);
+    }
+    if constexpr (R::generalised) {
+      result.a = like_input(grad_a, *in.a);
+      result.b = like_input(grad_b, *in.b);
     }
     if constexpr (R::corrects) {
       result.beta = like_input(grad_beta, in.beta->unsqueeze(-1)).squeeze(-1);
@@ -235,13 +265,14 @@ at::Tensor native_step(const RuleInputs& in, at::Tensor& state, double scale) {
   return detail::with_arithmetic(in.v, [&]<class T>(T) {
     const int64_t batch = in.v.size(0), heads = in.v.size(2), groups = heads / in.q.size(2);
     const int64_t key_dim = in.k.size(3), value_dim = in.v.size(3);
-    const auto q = in.q.contiguous(), k = in.k.contiguous(), v = in.v.contiguous();
+    const auto contiguous = [](const std::optional<at::Tensor>& x) { return x ? x->contiguous() : at::Tensor(); };
     const auto gate = [&](const std::optional<at::Tensor>& x) {
       return x ? x->to(state.scalar_type()).contiguous() : at::Tensor();
     };
-    const auto g = gate(in.g), beta = gate(in.beta);
+    const auto q = in.q.contiguous(), k = in.k.contiguous(), v = in.v.contiguous();
+    const auto g = gate(in.g), beta = gate(in.beta), a = contiguous(in.a), b = contiguous(in.b);
     auto out = at::empty(in.v.sizes(), in.v.options());
-    const auto kernels = kernels::cpu::RuleKernels<R, T>::of(kernels::cpu::chosen_instruction_set());
+    const auto kernels = kernels::cpu::rule_kernels<R, T>(kernels::cpu::chosen_instruction_set());
     constexpr int64_t kWorthAThread = 1 << 16; // elements of states
     const int64_t grain = std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, key_dim * value_dim));
     at::parallel_for(0, batch * heads, grain, [&](int64_t first, int64_t last) {
@@ -252,16 +283,27 @@ at::Tensor native_step(const RuleInputs& in, at::Tensor& state, double scale) {
           return kernels::cpu::Rows<T>{first_element + index * dim * x.element_size(),
                                        x.scalar_type() == at::kBFloat16};
         };
-        kernels.step({.key_dim = static_cast<int>(key_dim),
-                      .value_dim = static_cast<int>(value_dim),
-                      .scale = static_cast<T>(scale),
-                      .q = row(q, query_head, key_dim),
-                      .k = row(k, query_head, key_dim),
-                      .v = row(v, number, value_dim),
-                      .g = g.defined() ? detail::const_data<T>(g)[number] : T(0),
-                      .beta = beta.defined() ? detail::const_data<T>(beta)[number] : T(1),
-                      .state = detail::data<T>(state) + number * key_dim * value_dim,
-                      .out = row(out, number, value_dim)});
+        kernels::cpu::StepTask<T> task{.key_dim = static_cast<int>(key_dim),
+                                       .value_dim = static_cast<int>(value_dim),
+                                       .scale = static_cast<T>(scale),
+                                       .q = row(q, query_head, key_dim),
+                                       .k = row(k, query_head, key_dim),
+                                       .v = row(v, number, value_dim),
+                                       .state = detail::data<T>(state) + number * key_dim * value_dim,
+                                       .out = row(out, number, value_dim)};
+        if constexpr (R::per_channel) {
+          task.channel_g = row(g, number, key_dim);
+        } else if constexpr (R::gated) {
+          task.g = detail::const_data<T>(g)[number];
+        }
+        if constexpr (R::corrects) {
+          task.beta = detail::const_data<T>(beta)[number];
+        }
+        if constexpr (R::generalised) {
+          task.a = row(a, query_head, key_dim);
+          task.b = row(b, query_head, key_dim);
+        }
+        kernels.step(task);
       }
     });
     return out;

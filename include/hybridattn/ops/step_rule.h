@@ -53,7 +53,7 @@ at::Tensor step_rule(const RuleInputs& in, at::Tensor& state, std::optional<doub
   HA_CHECK(state.scalar_type() == dtype, op, ": state must be ", dtype, ", got ", state.scalar_type());
   HA_CHECK(state.is_contiguous(), op, ": state must be contiguous, since it is updated in place");
   const double factor = scale_or_default(scale, in.k);
-  return !R::per_channel && runs_native(op, backend, in.v) ? native_step<R>(in, state, factor) : aten_step<R>(in, state, factor);
+  return runs_native(op, backend, in.v) ? native_step<R>(in, state, factor) : aten_step<R>(in, state, factor);
 }
 
 } // namespace hybridattn::ops

@@ -46,7 +46,7 @@ void run(InstructionSet set, int tokens, int keys, int values, int chunk) {
   const auto out = random_numbers(of_values), initial = random_numbers(of_state), last = random_numbers(of_state);
   const auto grad_q = random_numbers(of_keys), grad_k = random_numbers(of_keys), grad_v = random_numbers(of_values);
   const auto grad_g = random_numbers(tokens), grad_beta = random_numbers(tokens);
-  const auto kernels = RuleKernels<R, float>::of(set);
+  const auto kernels = rule_kernels<R, float>(set);
 
   ForwardTask<float> forward;
   forward.tokens = tokens;

@@ -42,6 +42,17 @@ struct Matrix {
   T* at(int row, int column) const { return data + static_cast<ptrdiff_t>(row) * stride + column; }
 };
 
+/// Adds up what an Arena must hold: whatever takes its memory from an arena can take it from this first.
+class ArenaSize {
+public:
+  template <class T>
+  T* take(size_t count);
+  size_t bytes() const { return bytes_; }
+
+private:
+  size_t bytes_ = 0;
+};
+
 /// Memory of one thread, kept from call to call: a kernel takes what it needs at its start and frees nothing.
 class Arena {
 public:
@@ -52,6 +63,15 @@ public:
       size_ = bytes;
     }
     used_ = 0;
+  }
+
+  /// Calls take(size) to learn what is needed, then take(arena).
+  template <class Take>
+  void lay_out(Take&& take) {
+    ArenaSize size;
+    take(size);
+    reset(size.bytes());
+    take(*this);
   }
 
   /// Uninitialised; aligned to a cache line.
@@ -80,5 +100,11 @@ private:
   std::unique_ptr<std::byte, Free> memory_;
   size_t size_ = 0, used_ = 0;
 };
+
+template <class T>
+T* ArenaSize::take(size_t count) {
+  bytes_ += Arena::bytes_of<T>(count);
+  return nullptr;
+}
 
 } // namespace hybridattn::kernels::cpu

@@ -9,15 +9,11 @@ HYBRIDATTN_INLINE int row_stride(int columns) {
   return columns + Lanes<T>::count;
 }
 
-template <class T>
-HYBRIDATTN_INLINE size_t matrix_bytes(int rows, int columns) {
-  return Arena::bytes_of<T>(static_cast<size_t>(rows) * row_stride<T>(columns));
-}
-
-template <class T>
-HYBRIDATTN_INLINE Matrix<T> matrix(Arena& arena, int rows, int columns) {
+/// Memory: an Arena or an ArenaSize.
+template <class T, class Memory>
+HYBRIDATTN_INLINE Matrix<T> matrix(Memory& memory, int rows, int columns) {
   const int stride = row_stride<T>(columns);
-  return {arena.take<T>(static_cast<size_t>(rows) * stride), stride};
+  return {memory.template take<T>(static_cast<size_t>(rows) * stride), stride};
 }
 
 /// Gates of a chunk, one entry per row.
@@ -29,10 +25,10 @@ struct ChunkGates {
   T* beta = nullptr;
   T total = 1; // exp(gamma_C)
 
-  static size_t bytes(int rows) { return 5 * Arena::bytes_of<T>(rows); }
-  void take(Arena& arena, int rows) {
+  template <class Memory>
+  void take(Memory& memory, int rows) {
     for (T** array : {&high, &low, &decay, &remaining, &beta}) {
-      *array = arena.take<T>(rows);
+      *array = memory.template take<T>(rows);
     }
   }
 };
@@ -47,20 +43,16 @@ struct Chunk {
   Matrix<T> scores;                               // P = lower(scale Q K^T .* Gamma)
   ChunkGates<T> gates;
 
-  static size_t bytes(int rows, int keys, int values) {
-    return 2 * matrix_bytes<T>(rows, keys) + matrix_bytes<T>(rows, values) + matrix_bytes<T>(keys, rows) +
-           3 * matrix_bytes<T>(rows, rows) + ChunkGates<T>::bytes(rows);
-  }
-
-  void take(Arena& arena, int most_rows) {
-    q = matrix<T>(arena, most_rows, keys);
-    k = matrix<T>(arena, most_rows, keys);
-    v = matrix<T>(arena, most_rows, values);
-    k_transposed = matrix<T>(arena, keys, most_rows);
+  template <class Memory>
+  void take(Memory& memory, int most_rows) {
+    q = matrix<T>(memory, most_rows, keys);
+    k = matrix<T>(memory, most_rows, keys);
+    v = matrix<T>(memory, most_rows, values);
+    k_transposed = matrix<T>(memory, keys, most_rows);
     for (auto* square : {&weight, &key_pairs, &scores}) {
-      *square = matrix<T>(arena, most_rows, most_rows);
+      *square = matrix<T>(memory, most_rows, most_rows);
     }
-    gates.take(arena, most_rows);
+    gates.take(memory, most_rows);
   }
 };
 

@@ -6,8 +6,10 @@ template <class T>
 struct RowSums {
   T* lanes = nullptr;
 
-  static size_t bytes(int rows) { return Arena::bytes_of<T>(static_cast<size_t>(rows) * Lanes<T>::count); }
-  void take(Arena& arena, int rows) { lanes = arena.take<T>(static_cast<size_t>(rows) * Lanes<T>::count); }
+  template <class Memory>
+  void take(Memory& memory, int rows) {
+    lanes = memory.template take<T>(static_cast<size_t>(rows) * Lanes<T>::count);
+  }
   void clear(int rows) { __builtin_memset(lanes, 0, sizeof(T) * rows * Lanes<T>::count); }
   HYBRIDATTN_INLINE void add(int row, Vector<T> x) {
     T* const at = lanes + row * Lanes<T>::count;
@@ -31,28 +33,23 @@ struct BackwardMatrices {
   RowSums<T> gamma_sums, key_sums, beta_sums;
   T* column_sums = nullptr;
 
-  static size_t bytes(int rows, int keys, int values) {
-    return 6 * matrix_bytes<T>(rows, values) + matrix_bytes<T>(values, rows) + 2 * matrix_bytes<T>(rows, rows) +
-           2 * matrix_bytes<T>(keys, values) + 2 * matrix_bytes<T>(values, keys) + matrix_bytes<T>(rows, keys) +
-           3 * RowSums<T>::bytes(rows) + Arena::bytes_of<T>(rows);
-  }
-
-  void take(Arena& arena, int rows, int keys, int values) {
+  template <class Memory>
+  void take(Memory& memory, int rows, int keys, int values) {
     for (auto* m : {&grad_out, &decayed_grad_out, &read, &x, &grad_x, &grad_read}) {
-      *m = matrix<T>(arena, rows, values);
+      *m = matrix<T>(memory, rows, values);
     }
-    x_transposed = matrix<T>(arena, values, rows);
-    score_grad = matrix<T>(arena, rows, rows);
-    pair_grad = matrix<T>(arena, rows, rows);
-    start = matrix<T>(arena, keys, values);
-    grad_state = matrix<T>(arena, keys, values);
-    start_transposed = matrix<T>(arena, values, keys);
-    grad_transposed = matrix<T>(arena, values, keys);
-    result = matrix<T>(arena, rows, keys);
+    x_transposed = matrix<T>(memory, values, rows);
+    score_grad = matrix<T>(memory, rows, rows);
+    pair_grad = matrix<T>(memory, rows, rows);
+    start = matrix<T>(memory, keys, values);
+    grad_state = matrix<T>(memory, keys, values);
+    start_transposed = matrix<T>(memory, values, keys);
+    grad_transposed = matrix<T>(memory, values, keys);
+    result = matrix<T>(memory, rows, keys);
     for (auto* sums : {&gamma_sums, &key_sums, &beta_sums}) {
-      sums->take(arena, rows);
+      sums->take(memory, rows);
     }
-    column_sums = arena.take<T>(rows);
+    column_sums = memory.template take<T>(rows);
   }
 };
 
@@ -78,6 +75,31 @@ inline void recompute_writes(const Chunk<T>& chunk, BackwardMatrices<T>& m) {
   }
 }
 
+/// On entry the tile holds dX; it gets B y, y = dX - strictupper(key_pairs^T) B y, of which `solved` holds the rows
+/// below. Adds the gradient of beta, y . r.
+template <class T, class Tile>
+HYBRIDATTN_INLINE void solve_transposed(const Chunk<T>& chunk, Matrix<T> r, Matrix<T> solved, RowSums<T>& beta_sums,
+                                        Tile& tile, int row, int column) {
+  tile.each([&](int, int, Vector<T>& c) HYBRIDATTN_INLINE_LAMBDA { c = -c; });
+  tile.add_transposed(chunk.key_pairs, solved, row, column, row + kTileRows, chunk.rows);
+#pragma GCC unroll 16
+  for (int i = kTileRows - 1; i >= 0; --i) {
+    const Vector<T> beta = broadcast<T>(chunk.gates.beta[row + i]);
+    Vector<T> along_row = {};
+#pragma GCC unroll 4
+    for (int j = 0; j < tile.kVectors; ++j) {
+      Vector<T> y = -tile.c[i][j];
+#pragma GCC unroll 16
+      for (int after = kTileRows - 1; after > i; --after) {
+        y = fma(broadcast<T>(-*chunk.key_pairs.at(row + after, row + i)), tile.c[after][j], y);
+      }
+      along_row = fma(y, load<T>(r.at(row + i, column + j * tile.kLanes)), along_row);
+      tile.c[i][j] = beta * y;
+    }
+    beta_sums.add(row + i, along_row);
+  }
+}
+
 /// dX = P^T dO + R K dS; for rules that correct then dV = B y, y = dX - strictupper(key_pairs^T) dV, and the gradient
 /// of beta, y . r.
 template <class R, class T>
@@ -91,24 +113,7 @@ inline void gradient_of_writes(const Chunk<T>& chunk, BackwardMatrices<T>& m) {
     }
     tile.add_transposed(chunk.scores, m.grad_out, row, column, row, chunk.rows);
     if constexpr (R::corrects) {
-      tile.each([&](int, int, Vector<T>& c) HYBRIDATTN_INLINE_LAMBDA { c = -c; });
-      tile.add_transposed(chunk.key_pairs, m.grad_x, row, column, row + kTileRows, chunk.rows);
-#pragma GCC unroll 16
-      for (int i = kTileRows - 1; i >= 0; --i) {
-        const Vector<T> beta = broadcast<T>(chunk.gates.beta[row + i]);
-        Vector<T> along_row = {};
-#pragma GCC unroll 4
-        for (int j = 0; j < tile.kVectors; ++j) {
-          Vector<T> y = -tile.c[i][j];
-#pragma GCC unroll 16
-          for (int after = kTileRows - 1; after > i; --after) {
-            y = fma(broadcast<T>(-*chunk.key_pairs.at(row + after, row + i)), tile.c[after][j], y);
-          }
-          along_row = fma(y, load<T>(chunk.v.at(row + i, column + j * tile.kLanes)), along_row);
-          tile.c[i][j] = beta * y;
-        }
-        m.beta_sums.add(row + i, along_row);
-      }
+      solve_transposed<T>(chunk, chunk.v, m.grad_x, m.beta_sums, tile, row, column);
     }
     tile.store_to(m.grad_x, row, column);
   });
@@ -218,11 +223,11 @@ inline void chunk_backward(const BackwardTask<T>& task) {
   chunk.values = padded<T>(task.value_dim);
   const int keys = chunk.keys, values = chunk.values;
   const int most_rows = padded<T>(task.tokens < task.chunk ? task.tokens : task.chunk);
-  Arena& arena = Arena::of_this_thread();
-  arena.reset(Chunk<T>::bytes(most_rows, keys, values) + BackwardMatrices<T>::bytes(most_rows, keys, values));
-  chunk.take(arena, most_rows);
   BackwardMatrices<T> m;
-  m.take(arena, most_rows, keys, values);
+  Arena::of_this_thread().lay_out([&](auto& memory) {
+    chunk.take(memory, most_rows);
+    m.take(memory, most_rows, keys, values);
+  });
   const auto final_gradient = Rows<T>::of(task.grad_final_state, task.state_stride);
   read_rows<T>(final_gradient, task.grad_final_state != nullptr ? task.key_dim : 0, task.value_dim, T(1), keys, values,
                m.grad_state);

@@ -9,12 +9,13 @@ inline void chunk_forward(const ForwardTask<T>& task) {
   chunk.values = padded<T>(task.value_dim);
   const int keys = chunk.keys, values = chunk.values;
   const int most_rows = padded<T>(task.tokens < task.chunk ? task.tokens : task.chunk);
-  Arena& arena = Arena::of_this_thread();
-  arena.reset(Chunk<T>::bytes(most_rows, keys, values) + 2 * matrix_bytes<T>(most_rows, values) +
-              matrix_bytes<T>(keys, values));
-  chunk.take(arena, most_rows);
-  const auto writes = matrix<T>(arena, most_rows, values), out = matrix<T>(arena, most_rows, values);
-  const auto state = matrix<T>(arena, keys, values);
+  Matrix<T> writes, out, state;
+  Arena::of_this_thread().lay_out([&](auto& memory) {
+    chunk.take(memory, most_rows);
+    writes = matrix<T>(memory, most_rows, values);
+    out = matrix<T>(memory, most_rows, values);
+    state = matrix<T>(memory, keys, values);
+  });
   const auto initial = Rows<T>::of(task.initial_state, task.state_stride);
   read_rows<T>(initial, task.initial_state != nullptr ? task.key_dim : 0, task.value_dim, T(1), keys, values, state);
 

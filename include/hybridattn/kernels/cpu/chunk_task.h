@@ -15,6 +15,8 @@ struct ChunkInputs {
   Rows<T> q, k, v;                       ///< [T, K], [T, K], [T, V]
   const T *g = nullptr, *beta = nullptr; ///< [T], `gate_stride` apart; g is the log decay, <= 0
   int64_t gate_stride = 1, state_stride = 0;
+  Rows<T> channel_g; ///< [T, K], the log decay of rules with one per channel
+  Rows<T> a, b;      ///< [T, K], of generalised rules
 
   int64_t chunks() const { return (tokens + chunk - 1) / chunk; }
 };
@@ -36,6 +38,7 @@ struct BackwardTask : ChunkInputs<T> {
   Rows<T> grad_q, grad_k, grad_v;            ///< [T, K], [T, K], [T, V], step 1
   T *grad_g = nullptr, *grad_beta = nullptr; ///< [T], `grad_gate_stride` apart
   int64_t grad_gate_stride = 1;
+  Rows<T> grad_channel_g, grad_a, grad_b; ///< [T, K], step 1
 };
 
 /// One token of one value head, the state updated in place.
@@ -45,8 +48,17 @@ struct StepTask {
   T scale = 1;
   Rows<T> q, k, v; ///< one row each, step 1
   T g = 0, beta = 1;
-  T* state = nullptr; ///< [K, V], contiguous
-  Rows<T> out;        ///< one row, step 1
+  Rows<T> channel_g, a, b; ///< one row each, step 1, where the rule has them
+  T* state = nullptr;      ///< [K, V], contiguous
+  Rows<T> out;             ///< one row, step 1
+};
+
+/// The kernels of one rule and type of arithmetic, of one set.
+template <class T>
+struct RuleKernels {
+  void (*chunk_forward)(const ForwardTask<T>&);
+  void (*chunk_backward)(const BackwardTask<T>&);
+  void (*step)(const StepTask<T>&);
 };
 
 } // namespace hybridattn::kernels::cpu

@@ -6,6 +6,10 @@
 #include <hybridattn/kernels/cpu/chunk-inl.h>
 #include <hybridattn/kernels/cpu/chunk_forward-inl.h>
 #include <hybridattn/kernels/cpu/chunk_backward-inl.h>
+#include <hybridattn/kernels/cpu/channel-inl.h>
+#include <hybridattn/kernels/cpu/channel_forward-inl.h>
+#include <hybridattn/kernels/cpu/channel_backward-inl.h>
 #include <hybridattn/kernels/cpu/step-inl.h>
+#include <hybridattn/kernels/cpu/rule_kernels-inl.h>
 #include <hybridattn/kernels/cpu/divergence-inl.h>
 // clang-format on

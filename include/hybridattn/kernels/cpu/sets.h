@@ -54,28 +54,22 @@ namespace hybridattn::kernels::cpu::avx512 {
 
 namespace hybridattn::kernels::cpu {
 
-/// The kernels of one rule and type of arithmetic, of one set.
+/// The kernels of rule R with arithmetic in T.
 template <class R, class T>
-struct RuleKernels {
-  void (*chunk_forward)(const ForwardTask<T>&);
-  void (*chunk_backward)(const BackwardTask<T>&);
-  void (*step)(const StepTask<T>&);
-
-  static RuleKernels of(InstructionSet set) {
+RuleKernels<T> rule_kernels(InstructionSet set) {
 #if HYBRIDATTN_X86_KERNELS
-    switch (set) {
-    case InstructionSet::avx512:
-      return {avx512::chunk_forward<R, T>, avx512::chunk_backward<R, T>, avx512::step<R, T>};
-    case InstructionSet::avx2:
-      return {avx2::chunk_forward<R, T>, avx2::chunk_backward<R, T>, avx2::step<R, T>};
-    case InstructionSet::portable:
-      break;
-    }
-#endif
-    static_cast<void>(set);
-    return {portable::chunk_forward<R, T>, portable::chunk_backward<R, T>, portable::step<R, T>};
+  switch (set) {
+  case InstructionSet::avx512:
+    return avx512::rule_kernels<R, T>();
+  case InstructionSet::avx2:
+    return avx2::rule_kernels<R, T>();
+  case InstructionSet::portable:
+    break;
   }
-};
+#endif
+  static_cast<void>(set);
+  return portable::rule_kernels<R, T>();
+}
 
 /// KL(softmax(left) || softmax(right)) of two rows of logits; see divergence-inl.h.
 template <class T>
