@@ -30,7 +30,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (Transformers' attribute)
-    _keep_in_fp32_modules_strict = ["A_log", "dt_bias"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["A_log", "dt_bias", "w0", "a0"]  # noqa: RUF012
 
     def __init__(self, config: HybridConfig) -> None:
         super().__init__(config)

@@ -29,11 +29,25 @@ class ShortConvolution(nn.Module):
         nn.init.ones_(self.weight[..., -1])
 
 
+class LowRank(nn.Module):
+    """up(activation(down x)): a data-dependent gate per channel at the cost of a narrow projection."""
+
+    def __init__(self, inputs: int, rank: int, outputs: int, *, bias: bool = False, tanh: bool = False) -> None:
+        super().__init__()
+        self.down = nn.Linear(inputs, rank, bias=False)
+        self.up = nn.Linear(rank, outputs, bias=bias)
+        self.tanh = tanh
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        return self.up(x.tanh() if self.tanh else x)
+
+
 class LinearAttention(Mixer):
     """Base of the linear mixers; a subclass names its rule's ops and computes its gates.
 
-    x -> q, k, v projections -> [q/k norm] -> [rotary] -> [short convolution] -> activation -> [L2 norm of q, k] -> rule
-    -> [RMSNorm per head] -> [SiLU(g_proj x)] -> o_proj.
+    x -> q, k, v projections -> [q/k norm] -> [rotary] -> [short convolution] -> activation -> [L2 norm of q, k]
+    -> [keys scaled by the gates] -> rule -> [RMSNorm per head] -> [activation(g_proj x)] -> o_proj.
     """
 
     is_linear = True
@@ -63,7 +77,11 @@ class LinearAttention(Mixer):
 
     @abstractmethod
     def gates(self, hidden_states: Tensor) -> dict[str, Tensor]:
-        """The rule's gates by argument name, each [B, T, H], fp32 or wider. Zero must mean "leave the state alone"."""
+        """Gates by name, each [B, T, H] or [B, T, H, K], fp32 or wider. Zero must mean "leave the state alone"."""
+
+    def writes(self, k: Tensor, gates: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(keys as they are written [B, T, H, K], the rule's inputs by argument name), given the gates."""
+        return k, gates
 
     def mix(
         self,
@@ -93,14 +111,18 @@ class LinearAttention(Mixer):
         if padded is not None:
             # After the convolution a padded position may be non-zero again only for right padding; gates decide alone.
             k, v = k.masked_fill(padded, 0), v.masked_fill(padded, 0)
-            gates = {name: gate.masked_fill(padded, 0) for name, gate in gates.items()}
+            gates = {
+                name: gate.masked_fill(padded.reshape(batch, tokens, *[1] * (gate.dim() - 2)), 0)
+                for name, gate in gates.items()
+            }
         q, k = q.unflatten(-1, (-1, options.head_dim)), k.unflatten(-1, (-1, options.head_dim))
         v = v.unflatten(-1, (-1, options.value_head_dim))
         if options.l2_norm:
             q, k = ops.l2_normalize(q), ops.l2_normalize(k)
         if k.shape[2] != options.num_heads:
             k, v = (x.repeat_interleave(options.num_heads // x.shape[2], dim=2) for x in (k, v))
-        out = self._rule(q, k, v, gates, cu_seqlens, state)
+        k, inputs = self.writes(k, gates)
+        out = self._rule(q, k, v, inputs, cu_seqlens, state)
         if state is not None:
             state.seen += tokens
         return self.o_proj(self._gated(out, hidden_states).flatten(-2)), state
@@ -140,22 +162,22 @@ class LinearAttention(Mixer):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        gates: dict[str, Tensor],
+        inputs: dict[str, Tensor],
         cu_seqlens: Tensor | None,
         state: MixerState | None,
     ) -> Tensor:
         rule = type(self)
         past = None if state is None else state.recurrent
         if state is not None and past is not None and q.shape[1] == 1 and not torch.is_grad_enabled():
-            out = rule.step_rule(q, k, v, **gates, state=past)
+            out = rule.step_rule(q, k, v, **inputs, state=past)
             state.recurrent = past
             return out
         shape = v.shape
         if cu_seqlens is not None:
             q, k, v = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v))
-            gates = {name: gate.flatten(0, 1).unsqueeze(0) for name, gate in gates.items()}
+            inputs = {name: x.flatten(0, 1).unsqueeze(0) for name, x in inputs.items()}
         out, final = rule.chunk_rule(
-            q, k, v, **gates, initial_state=past, output_final_state=state is not None, cu_seqlens=cu_seqlens
+            q, k, v, **inputs, initial_state=past, output_final_state=state is not None, cu_seqlens=cu_seqlens
         )
         if state is not None:
             state.recurrent = final
@@ -163,6 +185,8 @@ class LinearAttention(Mixer):
 
     def _gated(self, out: Tensor, hidden_states: Tensor) -> Tensor:
         gate = None if self.g_proj is None else self.g_proj(hidden_states).view_as(out)
+        if gate is not None and self.options.gate_activation == "sigmoid":
+            return (out if self.o_norm is None else self.o_norm(out)) * gate.sigmoid()
         if self.o_norm is not None and gate is not None:
             return ops.gated_rms_norm(out, gate, self.o_norm.weight, self.o_norm.eps)
         if self.o_norm is not None:

@@ -137,7 +137,9 @@ class LinearAttentionOptions(MixerOptions):
     short_convolution: int = 0
     """Width of a causal depthwise convolution on q, k and v before the activation; 0 = none."""
     output_gate: bool = True
-    """Multiply the (normalised) output by SiLU(g_proj x)."""
+    """Multiply the (normalised) output by an activation of g_proj x."""
+    gate_activation: str = "silu"
+    """Activation of the output gate: "silu" or "sigmoid"."""
     output_norm: bool = True
     """RMSNorm over each value head before the gate."""
 
@@ -152,6 +154,7 @@ class LinearAttentionOptions(MixerOptions):
             raise ValueError(f"{owner}: short_convolution must be 0 (off) or at least 2; got {self.short_convolution}")
         _choice(owner, "kv_sharing", self.kv_sharing, ("cloned", "shared"))
         _choice(owner, "activation", self.activation, ("silu", "none"))
+        _choice(owner, "gate_activation", self.gate_activation, ("silu", "sigmoid"))
 
     @property
     def projected_kv_heads(self) -> int:
@@ -182,3 +185,73 @@ class LightningOptions(LinearAttentionOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         _choice(type(self).__name__, "decay_slopes", self.decay_slopes, ("lightning", "retnet"))
+
+
+def _rank(owner: str, name: str, rank: int, when_zero: int = 0) -> int:
+    if rank < 0 or rank + when_zero == 0:
+        raise ValueError(f"{owner}: {name} must be positive; got {rank}")
+    return rank or when_zero
+
+
+@dataclass(kw_only=True)
+class GatedLinearAttentionOptions(LinearAttentionOptions):
+    """Additive rule with a data-dependent decay per channel."""
+
+    gate_low_rank_dim: int = 16
+    """Rank of the projection that gives the decay."""
+    gate_logit_normalizer: float = 16.0
+    """g = logsigmoid(gk_proj x) / gate_logit_normalizer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        owner = type(self).__name__
+        self.gate_low_rank_dim = _rank(owner, "gate_low_rank_dim", self.gate_low_rank_dim)
+        if not self.gate_logit_normalizer > 0:
+            raise ValueError(f"{owner}: gate_logit_normalizer must be positive; got {self.gate_logit_normalizer}")
+
+
+@dataclass(kw_only=True)
+class KimiDeltaAttentionOptions(DeltaNetOptions):
+    """Delta rule with a data-dependent decay per channel."""
+
+    gate_low_rank_dim: int = 0
+    """Rank of the projection that gives the decay; 0 means head_dim."""
+    gate_lower_bound: float = 0.0
+    """0: g = -exp(A_log) softplus(f_proj x + dt_bias); below 0: g = bound * sigmoid(exp(A_log) (f_proj x + dt_bias))."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        owner = type(self).__name__
+        self.gate_low_rank_dim = _rank(owner, "gate_low_rank_dim", self.gate_low_rank_dim, self.head_dim)
+        if self.gate_lower_bound > 0:
+            raise ValueError(f"{owner}: gate_lower_bound must be 0 (off) or below; got {self.gate_lower_bound}")
+
+
+@dataclass(kw_only=True)
+class Rwkv6Options(LinearAttentionOptions):
+    """Additive rule with RWKV-6's decay per channel; keys are written by as much as the state forgets."""
+
+    activation: str = "none"
+    l2_norm: bool = False
+    gate_activation: str = "sigmoid"
+    output_norm: bool = False
+    gate_low_rank_dim: int = 64
+    """Rank of the projection that gives the decay."""
+    state_balancing: bool = True
+    """Scale keys so that the state's size does not depend on its decay; stands for an output norm."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.gate_low_rank_dim = _rank(type(self).__name__, "gate_low_rank_dim", self.gate_low_rank_dim)
+
+
+@dataclass(kw_only=True)
+class Rwkv7Options(Rwkv6Options):
+    """RWKV-7's generalised delta rule: what the state holds for the normalised key is replaced at a rate per channel."""
+
+    rate_low_rank_dim: int = 64
+    """Rank of the projection that gives the in-context learning rate."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.rate_low_rank_dim = _rank(type(self).__name__, "rate_low_rank_dim", self.rate_low_rank_dim)

@@ -7,13 +7,27 @@ from typing import Any
 
 from hybridattn.nn.deltanet import DeltaNet
 from hybridattn.nn.gated_deltanet import GatedDeltaNet
+from hybridattn.nn.gated_linear_attention import GatedLinearAttention
+from hybridattn.nn.kimi_delta_attention import KimiDeltaAttention
 from hybridattn.nn.lightning import Lightning
 from hybridattn.nn.mixer import Mixer
 from hybridattn.nn.options import MixerOptions
+from hybridattn.nn.rwkv import Rwkv6, Rwkv7
 from hybridattn.nn.softmax_attention import SlidingWindowAttention, SoftmaxAttention
 
 MIXERS: dict[str, type[Mixer]] = {
-    mixer.kind: mixer for mixer in (GatedDeltaNet, DeltaNet, Lightning, SoftmaxAttention, SlidingWindowAttention)
+    mixer.kind: mixer
+    for mixer in (
+        GatedDeltaNet,
+        DeltaNet,
+        KimiDeltaAttention,
+        GatedLinearAttention,
+        Rwkv6,
+        Rwkv7,
+        Lightning,
+        SoftmaxAttention,
+        SlidingWindowAttention,
+    )
 }
 
 

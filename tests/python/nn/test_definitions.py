@@ -1,5 +1,6 @@
 """Linear mixers against their definition, written token by token and head by head from their options alone."""
 
+import math
 from typing import Any
 
 import pytest
@@ -28,6 +29,14 @@ KINDS = [
     ("deltanet", {"allow_negative_eigenvalues": True}),
     ("lightning", {}),
     ("lightning", {"decay_slopes": "retnet"}),
+    ("gla", {}),
+    ("gla", {"gate_low_rank_dim": 3, "gate_logit_normalizer": 4.0}),
+    ("kda", {}),
+    ("kda", {"gate_lower_bound": -5.0}),
+    ("rwkv6", {}),
+    ("rwkv6", {"state_balancing": False, "gate_activation": "silu"}),
+    ("rwkv7", {}),
+    ("rwkv7", {"state_balancing": False}),
 ]
 
 
@@ -73,9 +82,26 @@ def projected(mixer: Any, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, 
     return q, k[:, heads], v[:, heads]
 
 
+def low_rank(module: Any, x: Tensor) -> Tensor:
+    hidden = x @ module.down.weight.T
+    return (hidden.tanh() if module.tanh else hidden) @ module.up.weight.T + (
+        0 if module.up.bias is None else module.up.bias
+    )
+
+
 def gates(mixer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Log decay [T, H] and, for delta rules, beta [T, H]."""
+    """Log decay [T, H] or [T, H, K] and, for delta rules, beta [T, H]."""
     o, heads = mixer.options, mixer.options.num_heads
+
+    def per_channel(y: Tensor) -> Tensor:
+        return y.view(len(x), heads, o.head_dim)
+
+    if mixer.kind == "gla":
+        return per_channel(F.logsigmoid(low_rank(mixer.gk_proj, x))) / o.gate_logit_normalizer, None
+    if mixer.kind == "rwkv6":
+        return per_channel((-(mixer.w0 + low_rank(mixer.w_lora, x)).exp()).clamp_min(-5)), None
+    if mixer.kind == "rwkv7":
+        return per_channel(-math.exp(-0.5) * (mixer.w0 + low_rank(mixer.w_lora, x)).sigmoid()), None
     if mixer.kind == "lightning":
         exponents = torch.arange(heads, dtype=torch.float64)
         slopes = {"lightning": -(2 ** (-8 * (exponents + 1) / heads)), "retnet": (1 - 2 ** (-5 - exponents)).log()}
@@ -83,6 +109,10 @@ def gates(mixer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
     beta = torch.sigmoid(x @ mixer.b_proj.weight.T) * (2 if o.allow_negative_eigenvalues else 1)
     if mixer.kind == "deltanet":
         return torch.zeros_like(beta), beta
+    if mixer.kind == "kda":
+        raw, rate = per_channel(low_rank(mixer.f_proj, x) + mixer.dt_bias), mixer.A_log.exp()[:, None]
+        bound = o.gate_lower_bound
+        return (bound * (rate * raw).sigmoid() if bound else -rate * F.softplus(raw)), beta
     return -mixer.A_log.exp() * F.softplus(x @ mixer.a_proj.weight.T + mixer.dt_bias), beta
 
 
@@ -90,19 +120,30 @@ def by_definition(mixer: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     o = mixer.options
     q, k, v = projected(mixer, x, cos, sin)
     decay, beta = gates(mixer, x)
+    rate = None
+    if mixer.kind == "rwkv7":
+        rate = (mixer.a0 + low_rank(mixer.a_lora, x)).sigmoid().view(len(x), o.num_heads, o.head_dim)
     out = torch.zeros(len(x), o.num_heads, o.value_head_dim, dtype=x.dtype)
     for head in range(o.num_heads):
         state = torch.zeros(o.head_dim, o.value_head_dim, dtype=x.dtype)
         for t in range(len(x)):
-            state = decay[t, head].exp() * state
-            written = v[t, head] if beta is None else beta[t, head] * (v[t, head] - k[t, head] @ state)
-            state = state + torch.outer(k[t, head], written)
+            key, kept = k[t, head], decay[t, head].exp()
+            removed = 0
+            if rate is not None:
+                unit = key / (key.square().sum() + 1e-6).sqrt()
+                removed = torch.outer(rate[t, head] * unit, unit @ state)
+            if mixer.kind.startswith("rwkv") and o.state_balancing:
+                key = key * (1 - kept + (0 if rate is None else rate[t, head]))
+            state = (kept[:, None] if kept.dim() else kept) * state - removed
+            written = v[t, head] if beta is None else beta[t, head] * (v[t, head] - key @ state)
+            state = state + torch.outer(key, written)
             out[t, head] = o.head_dim**-0.5 * (q[t, head] @ state)
     if o.output_norm:
         out = normed(out, mixer.o_norm.weight, o.norm_eps)
     out = out.flatten(1)
     if o.output_gate:
-        out = out * F.silu(x @ mixer.g_proj.weight.T)
+        gate = x @ mixer.g_proj.weight.T
+        out = out * (gate.sigmoid() if o.gate_activation == "sigmoid" else F.silu(gate))
     return F.linear(out, mixer.o_proj.weight, mixer.o_proj.bias)
 
 

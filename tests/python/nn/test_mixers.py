@@ -33,6 +33,14 @@ CASES = {
     "deltanet, negative": ("deltanet", {"allow_negative_eigenvalues": True}),
     "lightning": ("lightning", {}),
     "lightning, retnet": ("lightning", {"decay_slopes": "retnet", "kv_sharing": "shared"}),
+    "gla": ("gla", {}),
+    "gla, everything": ("gla", {"value_head_dim": 9, "short_convolution": 3, "kv_sharing": "shared"}),
+    "kda": ("kda", {}),
+    "kda, bounded": ("kda", {"gate_lower_bound": -5.0, "allow_negative_eigenvalues": True}),
+    "rwkv6": ("rwkv6", {}),
+    "rwkv6, normed": ("rwkv6", {"output_norm": True, "state_balancing": False}),
+    "rwkv7": ("rwkv7", {}),
+    "rwkv7, everything": ("rwkv7", {"value_head_dim": 9, "short_convolution": 3, "kv_sharing": "shared"}),
     "softmax": ("softmax_attention", {"qk_norm": True, "qkv_bias": True}),
     "window": ("sliding_window", {"window": 5, "sinks": 2}),
 }
@@ -41,7 +49,11 @@ CASES = {
 @pytest.fixture(params=CASES)
 def mixer(request: pytest.FixtureRequest) -> Any:
     kind, options = CASES[request.param]
-    return build_mixer(kind, SHAPE | options).double()
+    mixer = build_mixer(kind, SHAPE | options).double()
+    with torch.no_grad():
+        for parameter in mixer.parameters():  # away from starts at 0, behind which nothing learns at first
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return mixer
 
 
 def rotary(batch: int, tokens: int, start: int = 0) -> tuple[Tensor, Tensor]:
