@@ -47,6 +47,8 @@
 #include "hybridattn/nn/deltanet.h"
 #include "hybridattn/nn/forward_options.h"
 #include "hybridattn/nn/gated_deltanet.h"
+#include "hybridattn/nn/gated_linear_attention.h"
+#include "hybridattn/nn/kimi_delta_attention.h"
 #include "hybridattn/nn/lightning.h"
 #include "hybridattn/nn/linear_attention.h"
 #include "hybridattn/nn/mixer.h"
@@ -56,6 +58,7 @@
 #include "hybridattn/nn/options.h"
 #include "hybridattn/nn/recompute.h"
 #include "hybridattn/nn/registry.h"
+#include "hybridattn/nn/rwkv.h"
 #include "hybridattn/nn/softmax_attention.h"
 
 #include "hybridattn/io/atomic_file.h"

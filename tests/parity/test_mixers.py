@@ -25,6 +25,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gated deltanet, no gate": ("gated_deltanet", {"output_gate": False}),
     "deltanet": ("deltanet", LINEAR | {"allow_negative_eigenvalues": True}),
     "deltanet, bare but normalised keys": ("deltanet", BARE | {"l2_norm": True}),
+    "kda": ("kda", {}),
+    "kda, everything": ("kda", EVERYTHING | LINEAR | {"gate_lower_bound": -5.0, "gate_low_rank_dim": 3}),
+    "gla": ("gla", {}),
+    "gla, everything": ("gla", EVERYTHING | LINEAR | {"gate_logit_normalizer": 4.0, "gate_activation": "sigmoid"}),
+    "rwkv6": ("rwkv6", {}),
+    "rwkv6, everything": ("rwkv6", EVERYTHING | LINEAR | {"state_balancing": False, "output_norm": True}),
+    "rwkv7": ("rwkv7", {}),
+    "rwkv7, everything": ("rwkv7", EVERYTHING | LINEAR | {"state_balancing": False, "rate_low_rank_dim": 3}),
     "lightning, bare": ("lightning", BARE),
     "lightning, retnet": ("lightning", LINEAR | {"decay_slopes": "retnet"}),
 }
@@ -51,16 +59,24 @@ def variants(tokens: int) -> dict[str, dict[str, Tensor]]:
     }
 
 
+def away_from_its_start(kind: str, options: dict[str, Any]) -> Any:
+    """A mixer none of whose parameters is 0, behind which nothing would be compared."""
+    mixer = build_mixer(kind, SHAPE | options).double()
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return mixer
+
+
 @pytest.mark.parametrize("variant", ["plain", "padded", "packed"])
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_and_gradients(cpp: Any, case: str, variant: str) -> None:
-    kind, options = CASES[case]
-    mixer = build_mixer(kind, SHAPE | options).double()
+    mixer = away_from_its_start(*CASES[case])
     given, extra = inputs(tokens=70), variants(70)[variant]
     if "padding_mask" in extra:  # what stands at padded positions has no meaning, so no gradient comes from there
         given["gradient"] = given["gradient"] * extra["padding_mask"].unsqueeze(-1)
     weights = {f"weights.{name}": tensor for name, tensor in mixer.state_dict().items()}
-    answer = cpp("mixer", given | extra | weights, kind=kind, options=mixer.options.to_dict())
+    answer = cpp("mixer", given | extra | weights, kind=mixer.kind, options=mixer.options.to_dict())
 
     hidden = given["hidden"].requires_grad_()
     out, _ = mixer.mix(hidden, rotary=(given["cos"], given["sin"]), **extra)
@@ -75,11 +91,10 @@ def test_outputs_and_gradients(cpp: Any, case: str, variant: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_token_by_token(cpp: Any, case: str) -> None:
     """Prefill and decode with a state in C++ equal one pass in Python, left padding included."""
-    kind, options = CASES[case]
-    mixer = build_mixer(kind, SHAPE | options).double()
+    mixer = away_from_its_start(*CASES[case])
     given, padding = inputs(tokens=23), variants(23)["padded"]
     weights = {f"weights.{name}": tensor for name, tensor in mixer.state_dict().items()}
-    answer = cpp("mixer", given | padding | weights, kind=kind, options=mixer.options.to_dict(), prefill=9)
+    answer = cpp("mixer", given | padding | weights, kind=mixer.kind, options=mixer.options.to_dict(), prefill=9)
     with torch.no_grad():
         out, _ = mixer.mix(given["hidden"], rotary=(given["cos"], given["sin"]), **padding)
     keep = padding["padding_mask"]
@@ -92,7 +107,7 @@ def test_the_window_forgets_and_stays_right(cpp: Any) -> None:
     mixer = build_mixer(kind, SHAPE | options).double()
     given = inputs(tokens=40)
     weights = {f"weights.{name}": tensor for name, tensor in mixer.state_dict().items()}
-    answer = cpp("mixer", given | weights, kind=kind, options=mixer.options.to_dict(), prefill=3)
+    answer = cpp("mixer", given | weights, kind=mixer.kind, options=mixer.options.to_dict(), prefill=3)
     with torch.no_grad():
         out, _ = mixer.mix(given["hidden"], rotary=(given["cos"], given["sin"]), state=MixerState())
     assert_close(answer["out"], out, "value")

@@ -6,6 +6,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
+#include <ATen/ops/tanh.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/TensorOperators.h>
 #include <torch/nn/modules/linear.h>
@@ -33,11 +34,32 @@ public:
 };
 TORCH_MODULE(ShortConvolution);
 
+/// up(activation(down x)): a data-dependent gate per channel at the cost of a narrow projection.
+class LowRankImpl : public torch::nn::Module {
+public:
+  LowRankImpl(int64_t inputs, int64_t rank, int64_t outputs, bool bias = false, bool use_tanh = false)
+      : tanh(use_tanh) {
+    down = register_module("down", torch::nn::Linear(torch::nn::LinearOptions(inputs, rank).bias(false)));
+    up = register_module("up", torch::nn::Linear(torch::nn::LinearOptions(rank, outputs).bias(bias)));
+  }
+
+  /// [..., inputs] -> [..., outputs]
+  at::Tensor forward(const at::Tensor& x) {
+    const auto narrow = down(x);
+    return up(tanh ? at::tanh(narrow) : narrow);
+  }
+
+  bool tanh;
+  torch::nn::Linear down{nullptr}, up{nullptr};
+};
+TORCH_MODULE(LowRank);
+
 /// A linear mixer over the rule R (ops/rule.h):
-/// x -> q, k, v projections -> [q/k norm] -> [rotary] -> [short convolution] -> activation -> [L2 norm of q, k] -> rule
-/// -> [RMSNorm per head] -> [SiLU(g_proj x)] -> o_proj.
+/// x -> q, k, v projections -> [q/k norm] -> [rotary] -> [short convolution] -> activation -> [L2 norm of q, k]
+/// -> [keys scaled by the gates] -> rule -> [RMSNorm per head] -> [activation(g_proj x)] -> o_proj.
 ///
 /// A rule that corrects has beta = sigmoid(b_proj x); a rule that decays needs a subclass that defines `decay`.
+/// Parameters registered with `wide_parameter` stay at least fp32 when the module is cast to a narrower type.
 /// @tparam R a Rule  @tparam Options a LinearAttentionOptions with the mixer's `kind`
 template <class R, class Options>
 class LinearAttentionImpl : public Mixer {
@@ -80,7 +102,9 @@ public:
       const auto& mask = *context.padding_mask;
       padded = mask.narrow(1, mask.size(1) - tokens, tokens).to(at::kBool).logical_not().unsqueeze(-1);
     }
-    const auto without_padding = [&](const at::Tensor& x) { return padded ? x.masked_fill(*padded, 0) : x; };
+    const auto without_padding = [&](const at::Tensor& x) {
+      return padded ? x.masked_fill(x.dim() == 4 ? padded->unsqueeze(-1) : *padded, 0) : x;
+    };
     auto v = v_proj(hidden_states);
     std::vector<at::Tensor> qkv = {positioned(q_proj(hidden_states), q_norm, context).to(v.scalar_type()),
                                    positioned(k_proj(hidden_states), k_norm, context).to(v.scalar_type()), v};
@@ -113,12 +137,21 @@ public:
       in.k = in.k.repeat_interleave(groups, 2);
       in.v = in.v.repeat_interleave(groups, 2);
     }
+    before_writing(in, hidden_states);
     const auto out = rule(std::move(in), context.cu_seqlens, state);
     if (state != nullptr) {
       state->seen += tokens;
     }
     return o_proj(gated(out, hidden_states).flatten(-2));
   }
+
+  void to(torch::Device device, torch::Dtype dtype, bool non_blocking = false) override {
+    keeping_wide(dtype, [&] { Module::to(device, dtype, non_blocking); });
+  }
+  void to(torch::Dtype dtype, bool non_blocking = false) override {
+    keeping_wide(dtype, [&] { Module::to(dtype, non_blocking); });
+  }
+  using Module::to;
 
   std::string kind() const override { return Options::kind; }
   bool is_linear() const override { return true; }
@@ -134,14 +167,39 @@ public:
   torch::nn::Linear b_proj{nullptr};                                        ///< empty unless the rule corrects
 
 protected:
-  /// Log decay [B, T, H] <= 0, fp32 or wider.
+  /// Log decay [B, T, H], or [B, T, H, K] per channel, <= 0, fp32 or wider.
   virtual at::Tensor decay(const at::Tensor& /*hidden_states*/) {
     HA_CHECK(false, kind(), ": the rule decays, so the mixer must define decay()");
   }
 
+  /// Last change to what the rule reads: k scaled by its gates, a and b of a generalised rule.
+  virtual void before_writing(ops::RuleInputs& /*in*/, const at::Tensor& /*hidden_states*/) {}
+
   static at::ScalarType wide(const at::Tensor& x) { return ops::state_dtype(x); }
 
+  at::Tensor wide_parameter(const char* name, at::Tensor start) {
+    return wide_parameters_.emplace_back(register_parameter(name, std::move(start)));
+  }
+
+  /// bias + projection(x) [B, T, H, K], fp32 or wider; bias [H K].
+  at::Tensor per_channel(const at::Tensor& bias, LowRank& projection, const at::Tensor& hidden_states) {
+    const auto raw = projection(hidden_states);
+    return (raw.to(wide(raw)) + bias.to(wide(raw))).unflatten(-1, {-1, options.head_dim});
+  }
+
 private:
+  template <class Cast>
+  void keeping_wide(torch::Dtype dtype, Cast&& cast) {
+    std::vector<at::Tensor> before;
+    for (const auto& parameter : wide_parameters_) {
+      before.push_back(parameter.detach());
+    }
+    cast();
+    for (size_t i = 0; i < before.size() && c10::elementSize(dtype) < c10::elementSize(at::kFloat); ++i) {
+      wide_parameters_[i].set_data(before[i].to(wide_parameters_[i].device()));
+    }
+  }
+
   /// [B, T, H, ...] -> normed and rotated, flattened again.
   at::Tensor positioned(const at::Tensor& projected, const RMSNorm& norm, const MixerContext& context) const {
     auto heads = projected.unflatten(-1, {-1, options.head_dim});
@@ -191,9 +249,9 @@ private:
       for (at::Tensor* x : {&in.q, &in.k, &in.v}) {
         *x = one_row(*x);
       }
-      for (auto* gate : {&in.g, &in.beta}) {
-        if (*gate) {
-          *gate = one_row(**gate);
+      for (auto* x : {&in.g, &in.beta, &in.a, &in.b}) {
+        if (*x) {
+          *x = one_row(**x);
         }
       }
     }
@@ -212,8 +270,13 @@ private:
       return options.output_norm ? o_norm(out) : out;
     }
     const auto gate = g_proj(hidden_states).view_as(out);
+    if (options.gate_activation == "sigmoid") {
+      return (options.output_norm ? o_norm(out) : out) * at::sigmoid(gate);
+    }
     return options.output_norm ? ops::gated_rms_norm(out, gate, o_norm->weight, o_norm->eps) : out * at::silu(gate);
   }
+
+  std::vector<at::Tensor> wide_parameters_;
 };
 
 } // namespace hybridattn::nn

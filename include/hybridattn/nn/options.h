@@ -75,8 +75,9 @@ struct LinearAttentionOptions : MixerOptions {
   std::string activation = "silu";   ///< on q, k and v: "silu" or "none"
   bool l2_norm = true;               ///< L2-normalise each query and key head before the rule
   int64_t short_convolution = 0; ///< width of a causal depthwise convolution on q, k, v before the activation; 0 = none
-  bool output_gate = true;       ///< multiply the (normalised) output by SiLU(g_proj x)
-  bool output_norm = true;       ///< RMSNorm over each value head before the gate
+  bool output_gate = true;       ///< multiply the (normalised) output by an activation of g_proj x
+  std::string gate_activation = "silu"; ///< of the output gate: "silu" or "sigmoid"
+  bool output_norm = true;              ///< RMSNorm over each value head before the gate
 
   template <class Self, class Visit>
   static void each_field(Self& self, Visit&& visit) {
@@ -87,6 +88,7 @@ struct LinearAttentionOptions : MixerOptions {
     visit("l2_norm", self.l2_norm);
     visit("short_convolution", self.short_convolution);
     visit("output_gate", self.output_gate);
+    visit("gate_activation", self.gate_activation);
     visit("output_norm", self.output_norm);
   }
 
@@ -100,6 +102,8 @@ struct LinearAttentionOptions : MixerOptions {
              kv_sharing, "'");
     HA_CHECK(activation == "silu" || activation == "none", owner, ": activation must be silu or none, got '",
              activation, "'");
+    HA_CHECK(gate_activation == "silu" || gate_activation == "sigmoid", owner,
+             ": gate_activation must be silu or sigmoid, got '", gate_activation, "'");
   }
 
   /// Heads that k_proj and v_proj produce.
@@ -141,6 +145,95 @@ struct LightningOptions : LinearAttentionOptions {
     LinearAttentionOptions::resolve(owner);
     HA_CHECK(decay_slopes == "lightning" || decay_slopes == "retnet", owner,
              ": decay_slopes must be lightning or retnet, got '", decay_slopes, "'");
+  }
+};
+
+/// Additive rule with a data-dependent decay per channel.
+struct GatedLinearAttentionOptions : LinearAttentionOptions {
+  static constexpr const char* kind = "gla";
+
+  int64_t gate_low_rank_dim = 16;      ///< rank of the projection that gives the decay
+  double gate_logit_normalizer = 16.0; ///< g = logsigmoid(gk_proj x) / gate_logit_normalizer
+
+  template <class Self, class Visit>
+  static void each_field(Self& self, Visit&& visit) {
+    LinearAttentionOptions::each_field(self, visit);
+    visit("gate_low_rank_dim", self.gate_low_rank_dim);
+    visit("gate_logit_normalizer", self.gate_logit_normalizer);
+  }
+
+  void resolve(const std::string& owner) {
+    LinearAttentionOptions::resolve(owner);
+    HA_CHECK(gate_low_rank_dim > 0, owner, ": gate_low_rank_dim must be positive, got ", gate_low_rank_dim);
+    HA_CHECK(gate_logit_normalizer > 0, owner, ": gate_logit_normalizer must be positive, got ", gate_logit_normalizer);
+  }
+};
+
+/// Delta rule with a data-dependent decay per channel.
+struct KimiDeltaAttentionOptions : DeltaNetOptions {
+  static constexpr const char* kind = "kda";
+
+  int64_t gate_low_rank_dim = 0; ///< rank of the projection that gives the decay; 0 = head_dim
+  /// 0: g = -exp(A_log) softplus(f_proj x + dt_bias); below 0: g = bound * sigmoid(exp(A_log) (f_proj x + dt_bias))
+  double gate_lower_bound = 0.0;
+
+  template <class Self, class Visit>
+  static void each_field(Self& self, Visit&& visit) {
+    DeltaNetOptions::each_field(self, visit);
+    visit("gate_low_rank_dim", self.gate_low_rank_dim);
+    visit("gate_lower_bound", self.gate_lower_bound);
+  }
+
+  void resolve(const std::string& owner) {
+    DeltaNetOptions::resolve(owner);
+    gate_low_rank_dim = gate_low_rank_dim == 0 ? head_dim : gate_low_rank_dim;
+    HA_CHECK(gate_low_rank_dim > 0, owner, ": gate_low_rank_dim must be positive, got ", gate_low_rank_dim);
+    HA_CHECK(gate_lower_bound <= 0, owner, ": gate_lower_bound must be 0 (off) or below, got ", gate_lower_bound);
+  }
+};
+
+/// Additive rule with RWKV-6's decay per channel; keys are written by as much as the state forgets.
+struct Rwkv6Options : LinearAttentionOptions {
+  static constexpr const char* kind = "rwkv6";
+
+  int64_t gate_low_rank_dim = 64; ///< rank of the projection that gives the decay
+  bool state_balancing = true; ///< scale keys so that the state's size does not depend on its decay; for an output norm
+
+  Rwkv6Options() {
+    activation = "none";
+    l2_norm = false;
+    gate_activation = "sigmoid";
+    output_norm = false;
+  }
+
+  template <class Self, class Visit>
+  static void each_field(Self& self, Visit&& visit) {
+    LinearAttentionOptions::each_field(self, visit);
+    visit("gate_low_rank_dim", self.gate_low_rank_dim);
+    visit("state_balancing", self.state_balancing);
+  }
+
+  void resolve(const std::string& owner) {
+    LinearAttentionOptions::resolve(owner);
+    HA_CHECK(gate_low_rank_dim > 0, owner, ": gate_low_rank_dim must be positive, got ", gate_low_rank_dim);
+  }
+};
+
+/// RWKV-7's generalised delta rule: what the state holds for the normalised key is replaced at a rate per channel.
+struct Rwkv7Options : Rwkv6Options {
+  static constexpr const char* kind = "rwkv7";
+
+  int64_t rate_low_rank_dim = 64; ///< rank of the projection that gives the in-context learning rate
+
+  template <class Self, class Visit>
+  static void each_field(Self& self, Visit&& visit) {
+    Rwkv6Options::each_field(self, visit);
+    visit("rate_low_rank_dim", self.rate_low_rank_dim);
+  }
+
+  void resolve(const std::string& owner) {
+    Rwkv6Options::resolve(owner);
+    HA_CHECK(rate_low_rank_dim > 0, owner, ": rate_low_rank_dim must be positive, got ", rate_low_rank_dim);
   }
 };
 

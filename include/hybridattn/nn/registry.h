@@ -6,7 +6,10 @@
 
 #include "hybridattn/nn/deltanet.h"
 #include "hybridattn/nn/gated_deltanet.h"
+#include "hybridattn/nn/gated_linear_attention.h"
+#include "hybridattn/nn/kimi_delta_attention.h"
 #include "hybridattn/nn/lightning.h"
+#include "hybridattn/nn/rwkv.h"
 #include "hybridattn/nn/softmax_attention.h"
 
 namespace hybridattn::nn {
@@ -22,6 +25,10 @@ inline std::shared_ptr<Mixer> build_mixer(const std::string& kind, const nlohman
   };
   built_as.template operator()<GatedDeltaNetImpl, GatedDeltaNetOptions>();
   built_as.template operator()<DeltaNetImpl, DeltaNetOptions>();
+  built_as.template operator()<KimiDeltaAttentionImpl, KimiDeltaAttentionOptions>();
+  built_as.template operator()<GatedLinearAttentionImpl, GatedLinearAttentionOptions>();
+  built_as.template operator()<Rwkv6Impl, Rwkv6Options>();
+  built_as.template operator()<Rwkv7Impl, Rwkv7Options>();
   built_as.template operator()<LightningImpl, LightningOptions>();
   if (kind == "softmax_attention" || kind == "sliding_window") {
     const auto softmax = fields_from_json<SoftmaxAttentionOptions>(kind, options);
@@ -29,7 +36,7 @@ inline std::shared_ptr<Mixer> build_mixer(const std::string& kind, const nlohman
     mixer = std::make_shared<SoftmaxAttentionImpl>(softmax);
   }
   HA_CHECK(mixer, "unknown mixer '", kind,
-           "' (known: gated_deltanet, deltanet, lightning, softmax_attention, sliding_window)");
+           "' (known: gated_deltanet, deltanet, kda, gla, rwkv6, rwkv7, lightning, softmax_attention, sliding_window)");
   return mixer;
 }
 

@@ -44,6 +44,17 @@ inline std::string start_of(const std::string& name) {
       {"b_proj.weight", "uniform, as a linear layer"},
       {"g_proj.weight", "uniform, as a linear layer"},
       {"o_norm.weight", "ones"},
+      {"gk_proj.down.weight", "uniform, as a linear layer"},
+      {"gk_proj.up.weight", "uniform, as a linear layer"},
+      {"gk_proj.up.bias", "uniform, as a linear layer"},
+      {"f_proj.down.weight", "uniform, as a linear layer"},
+      {"f_proj.up.weight", "uniform, as a linear layer"},
+      {"w0", "rising from -6 to -1 over a head's channels"},
+      {"w_lora.down.weight", "uniform, as a linear layer"},
+      {"w_lora.up.weight", "zeros: no dependence on the token yet"},
+      {"a0", "zeros: a rate of one half"},
+      {"a_lora.down.weight", "uniform, as a linear layer"},
+      {"a_lora.up.weight", "zeros: no dependence on the token yet"},
   };
   const auto found = starts.find(name);
   return found != starts.end()                      ? found->second

@@ -14,12 +14,16 @@ using namespace hybridattn::kernels::cpu;
 
 namespace {
 
-struct GatedDelta {
-  static constexpr bool gated = true, corrects = true;
+template <bool Gated, bool PerChannel, bool Corrects, bool Generalised>
+struct SomeRule {
+  static constexpr bool gated = Gated, per_channel = PerChannel, corrects = Corrects, generalised = Generalised;
+  static constexpr bool solves = Corrects || Generalised;
 };
-struct Additive {
-  static constexpr bool gated = false, corrects = false;
-};
+using GatedDelta = SomeRule<true, false, true, false>;
+using Additive = SomeRule<false, false, false, false>;
+using ChannelAdditive = SomeRule<true, true, false, false>;
+using ChannelDelta = SomeRule<true, true, true, false>;
+using ChannelGeneralised = SomeRule<true, true, false, true>;
 
 std::unique_ptr<float[]> random_numbers(size_t count) {
   static std::mt19937 generator(0);
@@ -46,6 +50,13 @@ void run(InstructionSet set, int tokens, int keys, int values, int chunk) {
   const auto out = random_numbers(of_values), initial = random_numbers(of_state), last = random_numbers(of_state);
   const auto grad_q = random_numbers(of_keys), grad_k = random_numbers(of_keys), grad_v = random_numbers(of_values);
   const auto grad_g = random_numbers(tokens), grad_beta = random_numbers(tokens);
+  const auto channel_g = random_numbers(of_keys), a = random_numbers(of_keys), b = random_numbers(of_keys);
+  const auto grad_channel_g = random_numbers(of_keys);
+  const auto grad_a = random_numbers(of_keys), grad_b = random_numbers(of_keys);
+  for (size_t i = 0; i < of_keys; ++i) {
+    channel_g[i] = -std::abs(channel_g[i]);
+    a[i] /= static_cast<float>(keys);
+  }
   const auto kernels = rule_kernels<R, float>(set);
 
   ForwardTask<float> forward;
@@ -59,6 +70,9 @@ void run(InstructionSet set, int tokens, int keys, int values, int chunk) {
   forward.v = Rows<float>::of(v.get(), values);
   forward.g = g.get();
   forward.beta = beta.get();
+  forward.channel_g = Rows<float>::of(channel_g.get(), keys);
+  forward.a = Rows<float>::of(a.get(), keys);
+  forward.b = Rows<float>::of(b.get(), keys);
   forward.state_stride = values;
   forward.initial_state = initial.get();
   forward.final_state = last.get();
@@ -83,11 +97,17 @@ void run(InstructionSet set, int tokens, int keys, int values, int chunk) {
   backward.grad_v = Rows<float>::of(grad_v.get(), values);
   backward.grad_g = grad_g.get();
   backward.grad_beta = grad_beta.get();
+  backward.grad_channel_g = Rows<float>::of(grad_channel_g.get(), keys);
+  backward.grad_a = Rows<float>::of(grad_a.get(), keys);
+  backward.grad_b = Rows<float>::of(grad_b.get(), keys);
   kernels.chunk_backward(backward);
   CHECK(all_finite(grad_q, of_keys));
   CHECK(all_finite(grad_k, of_keys));
   CHECK(all_finite(grad_v, of_values));
   CHECK(all_finite(grad_g, tokens));
+  CHECK(all_finite(grad_channel_g, of_keys));
+  CHECK(all_finite(grad_a, of_keys));
+  CHECK(all_finite(grad_b, of_keys));
 
   if (tokens > 0) {
     StepTask<float> step;
@@ -97,6 +117,9 @@ void run(InstructionSet set, int tokens, int keys, int values, int chunk) {
     step.k = forward.k;
     step.v = forward.v;
     step.g = -0.1F;
+    step.channel_g = forward.channel_g;
+    step.a = forward.a;
+    step.b = forward.b;
     step.state = last.get();
     step.out = forward.out;
     kernels.step(step);
@@ -117,6 +140,9 @@ TEST_CASE("kernels touch only what they were given") {
         for (const int chunk : {1, 16, 64, 100}) {
           run<GatedDelta>(set, tokens, keys, values, chunk);
           run<Additive>(set, tokens, keys, values, chunk);
+          run<ChannelAdditive>(set, tokens, keys, values, chunk);
+          run<ChannelDelta>(set, tokens, keys, values, chunk);
+          run<ChannelGeneralised>(set, tokens, keys, values, chunk);
         }
       }
     }

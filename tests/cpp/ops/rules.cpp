@@ -5,7 +5,10 @@
 #include <ATen/ops/randn.h>
 #include <ATen/ops/tensor.h>
 #include <hybridattn/ops/delta_rule.h>
+#include <hybridattn/ops/dplr_delta_rule.h>
 #include <hybridattn/ops/gated_delta_rule.h>
+#include <hybridattn/ops/gla.h>
+#include <hybridattn/ops/kda.h>
 #include <hybridattn/ops/lightning.h>
 #include <hybridattn/ops/linear_attention.h>
 
@@ -25,10 +28,16 @@ RuleInputs random_inputs(int64_t batch, int64_t tokens) {
                 {},
                 {}};
   if constexpr (R::gated) {
-    in.g = leaf(-at::rand({batch, tokens, 4}, at::kDouble));
+    in.g = leaf(
+        -at::rand(R::per_channel ? std::vector<int64_t>{batch, tokens, 4, 5} : std::vector<int64_t>{batch, tokens, 4},
+                  at::kDouble));
   }
   if constexpr (R::corrects) {
     in.beta = leaf(at::rand({batch, tokens, 4}, at::kDouble));
+  }
+  if constexpr (R::generalised) {
+    in.a = leaf(at::randn({batch, tokens, 2, 5}, at::kDouble) * 0.4);
+    in.b = leaf(at::randn({batch, tokens, 2, 5}, at::kDouble) * 0.4);
   }
   return in;
 }
@@ -37,7 +46,7 @@ template <class Results>
 std::vector<at::Tensor> with_gradients(const Results& results, const RuleInputs& in, const at::Tensor& state) {
   const auto& [out, final_state] = results;
   std::vector<at::Tensor> leaves = {in.q, in.k, in.v, state};
-  for (const auto& gate : {in.g, in.beta}) {
+  for (const auto& gate : {in.g, in.beta, in.a, in.b}) {
     if (gate) {
       leaves.push_back(*gate);
     }
@@ -56,7 +65,7 @@ std::vector<at::Tensor> with_gradients(const Results& results, const RuleInputs&
 } // namespace
 
 TEMPLATE_TEST_CASE("the chunked form is the recurrence", "", LinearAttentionRule, LightningRule, DeltaRule,
-                   GatedDeltaRule) {
+                   GatedDeltaRule, GatedLinearAttentionRule, KimiDeltaRule, DplrDeltaRule) {
   const bool packed = GENERATE(false, true);
   const auto backend = GENERATE(Backend::native, Backend::aten);
   const int64_t tokens = GENERATE(1, 16, 75);
@@ -76,7 +85,7 @@ TEMPLATE_TEST_CASE("the chunked form is the recurrence", "", LinearAttentionRule
 }
 
 TEMPLATE_TEST_CASE("steps are the recurrence, in place", "", LinearAttentionRule, LightningRule, DeltaRule,
-                   GatedDeltaRule) {
+                   GatedDeltaRule, GatedLinearAttentionRule, KimiDeltaRule, DplrDeltaRule) {
   at::NoGradGuard no_grad;
   const auto backend = GENERATE(Backend::native, Backend::aten);
   const auto in = random_inputs<TestType>(2, 9);
