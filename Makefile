@@ -37,7 +37,7 @@ demo-smollm2: setup ## the whole pipeline on SmolLM2-135M: at most 60 minutes on
 	@$(PYTHON) examples/smollm2/prepare.py --out build/smollm2 $(if $(TEXT),--text "$(TEXT)")
 	@.venv/bin/hybridattn run smollm2-cpu $(ARGS)
 
-test: setup ## all tests: C++, C++ under sanitizers (select, io), Python, projects that consume the package
+test: setup ## all tests: C++, C++ under sanitizers (kernels, select, io), Python, projects that consume the package
 	@failed=; for part in test-cpp test-sanitize test-python; do \
 	  echo; echo "==== $$part"; $(MAKE) $$part || failed="$$failed $$part"; done; \
 	if [ -n "$$failed" ]; then echo; echo "FAILED:$$failed"; exit 1; fi

@@ -151,14 +151,25 @@ def step(B: int, H: int, D: int, dtype: torch.dtype) -> Contenders:
     return own | {"transformers": peer}
 
 
-SIBLINGS: dict[str, tuple[str, ...]] = {"delta_rule": ("beta",), "lightning": ("g",), "linear_attention": ()}
+SIBLINGS: dict[str, tuple[str, ...]] = {
+    "delta_rule": ("beta",),
+    "lightning": ("g",),
+    "linear_attention": (),
+    "gla": ("g",),
+    "kda": ("g", "beta"),
+    "dplr_delta_rule": ("g", "a", "b"),
+}
+PER_CHANNEL = ("gla", "kda", "dplr_delta_rule")
 
 
 def register_sibling(rule: str, gates: tuple[str, ...]) -> None:
     def build(B: int, T: int, H: int, D: int, dtype: torch.dtype) -> Contenders:
         q, k, v, g, beta = inputs(B, T, H, D, dtype)
-        named = {"q": q, "k": k, "v": v} | {name: {"g": g, "beta": beta}[name] for name in gates}
-        given = {name: x.requires_grad_() for name, x in named.items()}
+        if rule in PER_CHANNEL:
+            g = (g.unsqueeze(-1) * torch.rand(D)).contiguous()
+        known = {"g": g, "beta": beta, "a": -k, "b": k * beta.unsqueeze(-1)}
+        named = {"q": q, "k": k, "v": v} | {name: known[name] for name in gates}
+        given = {name: x.detach().requires_grad_() for name, x in named.items()}
         op = getattr(ops, f"chunk_{rule}")
 
         def run(backend: str) -> Callable[[], object]:

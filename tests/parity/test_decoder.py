@@ -84,7 +84,9 @@ def test_logits_equal_those_of_transformers(cpp: Any, tmp_path: Path, family: st
         assert_close(answer["logits"], model(ids).logits, "logits")
 
 
-@pytest.mark.parametrize("mixer", ["gated_deltanet", "deltanet", "lightning", "sliding_window"])
+@pytest.mark.parametrize(
+    "mixer", ["gated_deltanet", "deltanet", "kda", "gla", "rwkv6", "rwkv7", "lightning", "sliding_window"]
+)
 def test_hybrids_saved_by_python(cpp: Any, tmp_path: Path, mixer: str) -> None:
     options = {"window": 5, "sinks": 2} if mixer == "sliding_window" else {"short_convolution": 4}
     model = ha.convert(teacher("qwen3"), mixer, options, layers=[0, 2], verbose=False)

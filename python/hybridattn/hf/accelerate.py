@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from types import ModuleType, TracebackType
 from typing import Any
@@ -18,8 +19,6 @@ from hybridattn import ops
 TESTED_VERSIONS = ("5.23",)
 """Releases of Transformers whose functions these replacements were compared with."""
 
-MODELS = ("qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid")
-"""Models with gated delta rule layers, as Transformers names their folders."""
 
 _EPSILON = 1e-6  # of the reference's L2 norm
 
@@ -44,8 +43,10 @@ def _prepared(query: Tensor, key: Tensor, value: Tensor, beta: Tensor, normalize
     return query, key, value, beta
 
 
-def _chunk(reference: Function) -> Function:
-    def chunk_gated_delta_rule(
+def _chunk(reference: Function, rule: str) -> Function:
+    op = getattr(ops, f"chunk_{rule}")
+
+    def chunk(
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -63,20 +64,23 @@ def _chunk(reference: Function) -> Function:
                 query, key, value, g, beta, chunk_size, initial_state, output_final_state, use_qk_l2norm_in_kernel,
                 cu_seqlens=cu_seqlens, **kwargs,
             )  # fmt: skip
+        documents = cu_seqlens
+        if documents is None:
+            documents = _documents(kwargs.get("cu_seq_lens_q"), kwargs.get("seq_idx"))
         q, k, v, strength = _prepared(query, key, value, beta, use_qk_l2norm_in_kernel)
-        out, state = ops.chunk_gated_delta_rule(
+        out, state = op(
             q, k, v, g.float(), strength,
-            initial_state=initial_state, output_final_state=output_final_state, cu_seqlens=cu_seqlens, chunk_size=chunk_size,
+            initial_state=initial_state, output_final_state=output_final_state, cu_seqlens=documents, chunk_size=chunk_size,
         )  # fmt: skip
         return out.to(query.dtype), state
 
-    return chunk_gated_delta_rule
+    return chunk
 
 
-def _recurrent(reference: Function) -> Function:
-    chunk = _chunk(reference)
+def _recurrent(reference: Function, rule: str) -> Function:
+    chunk, op = _chunk(reference, rule), getattr(ops, f"step_{rule}")
 
-    def recurrent_gated_delta_rule(
+    def recurrent(
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -106,10 +110,10 @@ def _recurrent(reference: Function) -> Function:
             if initial_state is None
             else initial_state.float().clone(memory_format=torch.contiguous_format)
         )
-        out = ops.step_gated_delta_rule(q, k, v, g.float(), strength, state=state)
+        out = op(q, k, v, g.float(), strength, state=state)
         return out.to(query.dtype), state if output_final_state else None
 
-    return recurrent_gated_delta_rule
+    return recurrent
 
 
 def _convolution(reference: Function) -> Function:
@@ -135,12 +139,26 @@ def _convolution(reference: Function) -> Function:
     return causal_conv1d_fn
 
 
-REPLACEMENTS: dict[str, Callable[[Function], Function]] = {
-    "torch_chunk_gated_delta_rule": _chunk,
-    "torch_recurrent_gated_delta_rule": _recurrent,
+GATED_DELTA_RULE: dict[str, Callable[[Function], Function]] = {
+    "torch_chunk_gated_delta_rule": partial(_chunk, rule="gated_delta_rule"),
+    "torch_recurrent_gated_delta_rule": partial(_recurrent, rule="gated_delta_rule"),
     "causal_conv1d_fn": _convolution,
 }
 """Function of a model's module -> what builds its replacement from it."""
+KIMI_DELTA_ATTENTION: dict[str, Callable[[Function], Function]] = {
+    "chunk_kimi_delta_attention": partial(_chunk, rule="kda"),
+    "recurrent_kimi_delta_attention": partial(_recurrent, rule="kda"),
+    "causal_conv1d_fn": _convolution,
+}
+
+MODELS = {
+    "qwen3_next": GATED_DELTA_RULE,
+    "qwen3_5": GATED_DELTA_RULE,
+    "qwen3_5_moe": GATED_DELTA_RULE,
+    "olmo_hybrid": GATED_DELTA_RULE,
+    "kimi_linear": KIMI_DELTA_ATTENTION,
+}
+"""Models with linear attention layers, as Transformers names their folders, and what is replaced in each."""
 
 
 @dataclass
@@ -173,9 +191,10 @@ class Acceleration:
 
 
 def accelerate_transformers(*models: str) -> Acceleration:
-    """Runs the gated delta rule layers of Transformers' models on this library's CPU kernels: training, prefill, decoding.
+    """Runs the linear attention layers of Transformers' hybrid models on this library's CPU kernels.
 
-    Outputs, caches and gradients are the reference's up to rounding, and packed documents work, which the reference refuses.
+    Outputs, caches and gradients are the reference's up to rounding, and packed documents work, which the reference refuses
+    (or, in Kimi Linear, mixes).
     Loaded models follow at once. What is not on a CPU goes on through the original functions.
 
     Args:
@@ -203,7 +222,7 @@ def accelerate_transformers(*models: str) -> Acceleration:
     done = Acceleration()
     for model in models or MODELS:
         module = import_module(f"transformers.models.{model}.modeling_{model}")
-        for name, build in REPLACEMENTS.items():
+        for name, build in MODELS[model].items():
             original = getattr(module, name)
             if getattr(original, "accelerated", False):
                 continue

@@ -39,7 +39,7 @@ class Rwkv6(LinearAttention):
     kind = "rwkv6"
     options_type: ClassVar[type[MixerOptions]] = Rwkv6Options
     options: Rwkv6Options
-    keep_in_fp32 = ("w0",)
+    keep_in_fp32: ClassVar[tuple[str, ...]] = ("w0",)
     chunk_rule: ClassVar[Callable[..., Any]] = ops.chunk_gla
     step_rule: ClassVar[Callable[..., Any]] = ops.step_gla
 

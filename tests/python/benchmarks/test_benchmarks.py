@@ -76,7 +76,7 @@ def test_names_are_unique_and_unknown_ones_are_errors():
         list(matching(["nothing"]))
     assert [found.name for found in matching(["rule/forward"])] == [
         "chunk_gated_delta_rule/forward", "chunk_gated_delta_rule/forward_backward",
-        "chunk_gated_delta_rule/forward_bf16", "chunk_delta_rule/forward_backward",
+        "chunk_gated_delta_rule/forward_bf16", "chunk_delta_rule/forward_backward", "chunk_dplr_delta_rule/forward_backward",
     ]  # fmt: skip
 
 

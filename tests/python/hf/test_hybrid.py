@@ -113,9 +113,9 @@ def test_save_load_and_copy(teacher, ids, tmp_path):
 
 
 @pytest.mark.parametrize("kept", [[], [1], [0, 1, 2]])
-@pytest.mark.parametrize("mixer", ["gated_deltanet", "sliding_window"])
+@pytest.mark.parametrize("mixer", ["gated_deltanet", "gla", "kda", "rwkv6", "rwkv7", "sliding_window"])
 def test_generation(teacher, ids, mixer, kept):
-    options = {"short_convolution": 3} if mixer == "gated_deltanet" else {"window": 5, "sinks": 2}
+    options = {"window": 5, "sinks": 2} if mixer == "sliding_window" else {"short_convolution": 3}
     hybrid = ha.keep_softmax(ha.convert(teacher, mixer, options, verbose=False), teacher, kept)
     options = {"max_new_tokens": 6, "do_sample": False}
     cached = hybrid.generate(ids, use_cache=True, **options)
