@@ -37,14 +37,19 @@ template <class T>
 struct Chunk {
   int tokens = 0, rows = 0, keys = 0, values = 0; // `rows`, `keys` and `values` are padded
   Matrix<T> q, k, v;                              // scale Q, K, V
-  Matrix<T> k_transposed;                         // [K, C]
+  Matrix<T> q_rows, k_rows;                       // Q, K as left factors of products over channels
+  Matrix<T> k_transposed;                         // [K, C], as a right factor of such a product
+  Matrix<T> k_columns;                            // K as a left factor, transposed, of products over tokens
   Matrix<T> weight;                               // Gamma, on and below the diagonal
   Matrix<T> key_pairs;                            // strictlower(K K^T .* Gamma)
   Matrix<T> scores;                               // P = lower(scale Q K^T .* Gamma)
   ChunkGates<T> gates;
 
-  template <class Memory>
+  template <class Products = Exact, class Memory>
   void take(Memory& memory, int most_rows) {
+    q_rows = Products::template take<T>(memory, most_rows, keys / Products::kTerms);
+    k_rows = Products::template take<T>(memory, most_rows, keys / Products::kTerms);
+    k_columns = Products::template take<T>(memory, most_rows / Products::kTerms, keys);
     q = matrix<T>(memory, most_rows, keys);
     k = matrix<T>(memory, most_rows, keys);
     v = matrix<T>(memory, most_rows, values);
@@ -118,13 +123,16 @@ HYBRIDATTN_INLINE void for_lower_tiles(int rows, F&& f) {
   });
 }
 
-/// to = lower(X K^T .* Gamma), or strictlower.
-template <class R, bool Strict, class T>
-inline void decayed_pairs(const Chunk<T>& chunk, Matrix<T> x, Matrix<T> to) {
+/// to = factor lower(X K^T .* Gamma), or strictlower; x as a left factor.
+template <class R, bool Strict, class Products, class T>
+inline void decayed_pairs(const Chunk<T>& chunk, Matrix<T> x, T factor, Matrix<T> to) {
   for_lower_tiles<T>(chunk.rows, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
     tile.zero();
-    tile.add(x, chunk.k_transposed, row, column, 0, chunk.keys);
+    tile.template add<Products>(x, chunk.k_transposed, row, column, 0, chunk.keys / Products::kTerms);
     tile.each([&](int i, int j, Vector<T>& c) HYBRIDATTN_INLINE_LAMBDA {
+      if constexpr (Products::kTerms > 1 && !Strict) {
+        c *= factor;
+      }
       if constexpr (R::gated) {
         c = column + j < row + kTileRows ? c * load<T>(chunk.weight.at(row + i, column + j)) : c;
       }
@@ -133,22 +141,28 @@ inline void decayed_pairs(const Chunk<T>& chunk, Matrix<T> x, Matrix<T> to) {
   });
 }
 
-/// Rows of the chunk that starts at token `begin`, its gates and its triangular matrices.
-template <class R, class T>
+/// Rows of the chunk that starts at token `begin`, its gates and its triangular matrices. Exact products read q scaled;
+/// narrower ones read q as it is, which rounds nothing if it came that narrow, and results are scaled.
+template <class R, class Products = Exact, class T>
 inline void load_chunk(const ChunkInputs<T>& in, int64_t begin, Chunk<T>& chunk) {
+  constexpr bool kExact = Products::kTerms == 1;
   chunk.tokens = static_cast<int>(in.tokens - begin < in.chunk ? in.tokens - begin : in.chunk);
   chunk.rows = padded<T>(chunk.tokens);
-  read_rows<T>(in.q.from(begin), chunk.tokens, in.key_dim, in.scale, chunk.rows, chunk.keys, chunk.q);
-  read_rows<T>(in.k.from(begin), chunk.tokens, in.key_dim, T(1), chunk.rows, chunk.keys, chunk.k);
-  read_rows<T>(in.v.from(begin), chunk.tokens, in.value_dim, T(1), chunk.rows, chunk.values, chunk.v);
-  transpose<T>(chunk.k, chunk.rows, chunk.keys, chunk.k_transposed);
+  const int rows = chunk.rows, keys = chunk.keys;
+  read_rows<T>(in.q.from(begin), chunk.tokens, in.key_dim, kExact ? in.scale : T(1), rows, keys, chunk.q);
+  read_rows<T>(in.k.from(begin), chunk.tokens, in.key_dim, T(1), rows, keys, chunk.k);
+  read_rows<T>(in.v.from(begin), chunk.tokens, in.value_dim, T(1), rows, chunk.values, chunk.v);
+  chunk.q_rows = Products::template along_rows<T>(chunk.q, rows, keys, chunk.q_rows);
+  chunk.k_rows = Products::template along_rows<T>(chunk.k, rows, keys, chunk.k_rows);
+  chunk.k_columns = Products::template along_columns<T>(chunk.k, rows, keys, chunk.k_columns);
+  transpose<T>(chunk.k_rows, rows, keys / Products::kTerms, chunk.k_transposed);
   load_gates<R>(in, begin, chunk, chunk.gates);
   if constexpr (R::gated) {
-    decay_weights<T>(chunk.gates, chunk.rows, chunk.weight);
+    decay_weights<T>(chunk.gates, rows, chunk.weight);
   }
-  decayed_pairs<R, false>(chunk, chunk.q, chunk.scores);
+  decayed_pairs<R, false, Products>(chunk, chunk.q_rows, in.scale, chunk.scores);
   if constexpr (R::corrects) {
-    decayed_pairs<R, true>(chunk, chunk.k, chunk.key_pairs);
+    decayed_pairs<R, true, Products>(chunk, chunk.k_rows, T(1), chunk.key_pairs);
   }
 }
 

@@ -21,11 +21,14 @@
 namespace hybridattn::kernels::cpu {
 
 /// portable: what the compiler makes of 16-byte vectors (SSE2, NEON); avx2: AVX2 and FMA; avx512: AVX-512 F, BW, DQ,
-/// VL.
-enum class InstructionSet { portable, avx2, avx512 };
+/// VL; avx512_bf16: also BF16, whose products of bf16 numbers the forward pass takes where its inputs are such.
+enum class InstructionSet { portable, avx2, avx512, avx512_bf16 };
 
-inline constexpr std::array<std::pair<InstructionSet, std::string_view>, 3> kInstructionSets = {
-    {{InstructionSet::portable, "portable"}, {InstructionSet::avx2, "avx2"}, {InstructionSet::avx512, "avx512"}}};
+inline constexpr std::array<std::pair<InstructionSet, std::string_view>, 4> kInstructionSets = {
+    {{InstructionSet::portable, "portable"},
+     {InstructionSet::avx2, "avx2"},
+     {InstructionSet::avx512, "avx512"},
+     {InstructionSet::avx512_bf16, "avx512_bf16"}}};
 
 inline std::string_view name(InstructionSet set) {
   return kInstructionSets[static_cast<size_t>(set)].second;
@@ -35,6 +38,8 @@ inline std::string_view name(InstructionSet set) {
 inline bool is_available(InstructionSet set) {
   const auto& cpu = cpu_features();
   switch (set) {
+  case InstructionSet::avx512_bf16:
+    return cpu.avx512_bf16 && is_available(InstructionSet::avx512);
   case InstructionSet::avx512:
     return HYBRIDATTN_X86_KERNELS && cpu.avx512f && cpu.avx512bw && cpu.avx512dq && cpu.avx512vl && cpu.fma;
   case InstructionSet::avx2:
@@ -64,7 +69,7 @@ namespace detail {
 inline std::optional<InstructionSet> forced_set;
 
 inline InstructionSet best_instruction_set() {
-  for (const auto set : {InstructionSet::avx512, InstructionSet::avx2}) {
+  for (const auto set : {InstructionSet::avx512_bf16, InstructionSet::avx512, InstructionSet::avx2}) {
     if (is_available(set)) {
       return set;
     }

@@ -46,6 +46,17 @@ namespace hybridattn::kernels::cpu::avx512 {
 #include <hybridattn/kernels/cpu/every_kernel-inl.h>
 } // namespace hybridattn::kernels::cpu::avx512
 #pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,prefer-vector-width=512")
+namespace hybridattn::kernels::cpu::avx512_bf16 {
+#include <hybridattn/kernels/cpu/simd_avx512-inl.h>
+
+#include <hybridattn/kernels/cpu/every_kernel-inl.h>
+
+#include <hybridattn/kernels/cpu/pairs-inl.h>
+} // namespace hybridattn::kernels::cpu::avx512_bf16
+#pragma GCC pop_options
 #endif
 
 #undef HYBRIDATTN_INLINE
@@ -54,11 +65,28 @@ namespace hybridattn::kernels::cpu::avx512 {
 
 namespace hybridattn::kernels::cpu {
 
+#if HYBRIDATTN_X86_KERNELS
+/// AVX-512's kernels, and products of bf16 numbers where the inputs are such.
+template <class R, class T>
+RuleKernels<T> rule_kernels_with_pairs() {
+  auto kernels = avx512::rule_kernels<R, T>();
+  if constexpr (sizeof(T) == sizeof(float) && !R::per_channel) {
+    kernels.chunk_forward = [](const ForwardTask<T>& task) {
+      task.q.is_bfloat16 ? avx512_bf16::chunk_forward<R, T, avx512_bf16::Pairs>(task)
+                         : avx512::chunk_forward<R, T>(task);
+    };
+  }
+  return kernels;
+}
+#endif
+
 /// The kernels of rule R with arithmetic in T.
 template <class R, class T>
 RuleKernels<T> rule_kernels(InstructionSet set) {
 #if HYBRIDATTN_X86_KERNELS
   switch (set) {
+  case InstructionSet::avx512_bf16:
+    return rule_kernels_with_pairs<R, T>();
   case InstructionSet::avx512:
     return avx512::rule_kernels<R, T>();
   case InstructionSet::avx2:
@@ -80,6 +108,7 @@ template <class T, bool StudentIsLeft>
 DivergenceOfRows<T> divergence_of_rows(InstructionSet set) {
 #if HYBRIDATTN_X86_KERNELS
   switch (set) {
+  case InstructionSet::avx512_bf16:
   case InstructionSet::avx512:
     return avx512::divergence_of_rows<StudentIsLeft, T>;
   case InstructionSet::avx2:

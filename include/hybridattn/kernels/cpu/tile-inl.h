@@ -1,5 +1,34 @@
 // The micro-kernel: a tile of a matrix product in registers. Included inside a set's namespace and target region.
 
+/// How products are formed: in the type of the sums. `Products` of a kernel is this, or pairs of bf16 numbers where a
+/// set has them (pairs-inl.h): then each element of an operand holds two neighbouring terms of a sum.
+struct Exact {
+  static constexpr int kTerms = 1;
+
+  template <class T>
+  static HYBRIDATTN_INLINE Vector<T> broadcast_terms(const T* x) {
+    return broadcast<T>(*x);
+  }
+  template <class V>
+  static HYBRIDATTN_INLINE V multiply_add(V a, V b, V c) {
+    return fma(a, b, c);
+  }
+
+  /// Operands are what they are made of.
+  template <class T, class Memory>
+  static Matrix<T> take(Memory& /*memory*/, int /*rows*/, int /*columns*/) {
+    return {};
+  }
+  template <class T>
+  static Matrix<T> along_rows(Matrix<T> x, int /*rows*/, int /*columns*/, Matrix<T> /*operand*/) {
+    return x;
+  }
+  template <class T>
+  static Matrix<T> along_columns(Matrix<T> x, int /*rows*/, int /*columns*/, Matrix<T> /*operand*/) {
+    return x;
+  }
+};
+
 /// kTileRows x (Vectors * lanes) accumulators.
 template <class T, int Vectors>
 struct Tile {
@@ -39,16 +68,19 @@ struct Tile {
   }
 
   /// c += A[row : row + kRows, begin : end] B[begin : end, column : column + kColumns]
+  template <class Products = Exact>
   HYBRIDATTN_INLINE void add(Matrix<T> a, Matrix<T> b, int row, int column, int begin, int end) {
-    accumulate(a.at(row, 0), 1, a.stride, b, column, begin, end);
+    accumulate<Products>(a.at(row, 0), 1, a.stride, b, column, begin, end);
   }
 
   /// c += A[begin : end, row : row + kRows]^T B[begin : end, column : column + kColumns]
+  template <class Products = Exact>
   HYBRIDATTN_INLINE void add_transposed(Matrix<T> a, Matrix<T> b, int row, int column, int begin, int end) {
-    accumulate(a.at(0, row), a.stride, 1, b, column, begin, end);
+    accumulate<Products>(a.at(0, row), a.stride, 1, b, column, begin, end);
   }
 
 private:
+  template <class Products>
   HYBRIDATTN_INLINE void accumulate(const T* a, ptrdiff_t step, ptrdiff_t stride, Matrix<T> b, int column, int begin,
                                     int end) {
     const T* factors = a + begin * step;
@@ -61,10 +93,10 @@ private:
       }
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
-        const Vector<T> factor = broadcast<T>(factors[i * stride]);
+        const Vector<T> factor = Products::template broadcast_terms<T>(factors + i * stride);
 #pragma GCC unroll 4
         for (int j = 0; j < Vectors; ++j) {
-          c[i][j] = fma(factor, values[j], c[i][j]);
+          c[i][j] = Products::multiply_add(factor, values[j], c[i][j]);
         }
       }
     }
