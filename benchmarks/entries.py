@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-FILES = ("rules", "linear_losses", "align_memory", "transformers_models")
+FILES = ("rules", "linear_losses", "attention", "align_memory", "stages", "transformers_models")
 
 
 def load() -> None:

@@ -98,8 +98,14 @@ inline at::Tensor softmax_attention(const at::Tensor& q, const at::Tensor& k, co
            "softmax_attention: padding_mask must be [", k.size(0), ", ", keys, "], got ",
            options.padding_mask ? options.padding_mask->sizes() : at::IntArrayRef{});
   HA_CHECK(options.window >= 0 && options.sinks >= 0, "softmax_attention: window and sinks must not be negative");
-  const auto qt = q.transpose(1, 2), kt = k.transpose(1, 2), vt = v.transpose(1, 2);
-  const bool grouped = q.size(2) != k.size(2);
+  // The heads that share keys and values are queries of one head where each has a single query: the keys are then read
+  // once for all of them.
+  const bool folded = queries == 1 && q.size(2) != k.size(2), grouped = !folded && q.size(2) != k.size(2);
+  const auto qt = folded ? q.reshape({q.size(0), k.size(2), -1, q.size(3)}) : q.transpose(1, 2);
+  const auto kt = k.transpose(1, 2), vt = v.transpose(1, 2);
+  const auto as_tokens = [&](const at::Tensor& out) {
+    return folded ? out.reshape({q.size(0), 1, q.size(2), v.size(3)}) : out.transpose(1, 2);
+  };
   const auto attend = [&](const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                           const std::optional<at::Tensor>& mask, bool causal) {
     return at::scaled_dot_product_attention(query, key, value, mask, 0.0, causal, options.scale, grouped);
@@ -107,7 +113,7 @@ inline at::Tensor softmax_attention(const at::Tensor& q, const at::Tensor& k, co
   const bool windowed = options.window > 0 && options.window < keys;
   if (!windowed && !options.cu_seqlens && !options.padding_mask &&
       (!options.causal || queries == keys || queries == 1)) {
-    return attend(qt, kt, vt, {}, options.causal && queries > 1).transpose(1, 2);
+    return as_tokens(attend(qt, kt, vt, {}, options.causal && queries > 1));
   }
   const detail::Visibility visibility(options, keys, q.device());
   const auto& positions = visibility.positions();
@@ -130,9 +136,9 @@ inline at::Tensor softmax_attention(const at::Tensor& q, const at::Tensor& k, co
       value = at::cat({vt.narrow(2, 0, options.sinks), value}, 2);
     }
     const auto mask = visibility.mask(positions.narrow(0, first_query, count), seen);
-    outputs.push_back(attend(qt.narrow(2, begin, count), key, value, mask, false));
+    outputs.push_back(attend(folded ? qt : qt.narrow(2, begin, count), key, value, mask, false));
   }
-  return (outputs.size() == 1 ? outputs[0] : at::cat(outputs, 2)).transpose(1, 2);
+  return as_tokens(outputs.size() == 1 ? outputs[0] : at::cat(outputs, 2));
 }
 
 } // namespace hybridattn::ops

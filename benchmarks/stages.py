@@ -1,0 +1,54 @@
+"""Steps of alignment and matching on a model shaped as SmolLM2-135M: this library's kernels against its ATen backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+import hybridattn as ha
+from benchmarks.align_memory import OneBatch, models
+from benchmarks.registry import Contenders, benchmark
+from hybridattn import ops
+from hybridattn.distill import AlignObjective, MatchObjective, Trainer
+
+CASES = {
+    "cases": [{"model": "smollm2-135m", "B": 2, "T": 512}],
+    "quick": [{"model": "tiny", "B": 1, "T": 64}],
+    "tiny": {"model": "tiny", "B": 1, "T": 16},
+}
+
+
+def steps(trainer: Callable[[], Trainer]) -> Contenders:
+    """One optimiser step on each backend; tokens per second are B T / time."""
+
+    def run(backend: str) -> Callable[[], object]:
+        def step() -> list[float]:
+            with ops.use_backend(backend), trainer() as loop:
+                return loop.run(0, 1)
+
+        return step
+
+    return {"hybridattn": run("native"), "own ATen backend": run("aten")}
+
+
+@benchmark("stages/align", threads=(2,), goals={"time": 2.0}, rounds=3, dtype="bfloat16", **CASES)  # type: ignore[arg-type]
+def align(model: str, B: int, T: int, dtype: torch.dtype) -> Contenders:
+    """A step of stage 1, matrix products in `dtype`."""
+    teacher, student = models(model, torch.float32)
+    stage = ha.presets.align(
+        "paper", tokens=B * T, seq_len=T, batch_size=B, lr=0.0, mixer_lr=0.0, dtype=str(dtype).split(".")[-1]
+    )
+    data = OneBatch(B, T, teacher.config.vocab_size)
+    return steps(lambda: Trainer(AlignObjective(student, teacher, stage), stage, data))
+
+
+@benchmark("stages/match", threads=(2,), goals={"time": 1.3}, rounds=3, dtype="bfloat16", **CASES)  # type: ignore[arg-type]
+def match(model: str, B: int, T: int, dtype: torch.dtype) -> Contenders:
+    """A step of stage 2 with every layer linear, matrix products in `dtype`."""
+    teacher, student = models(model, torch.float32)
+    stage = ha.presets.match(
+        "paper", tokens=B * T, seq_len=T, batch_size=B, lr=0.0, mixer_lr=0.0, dtype=str(dtype).split(".")[-1]
+    )
+    data = OneBatch(B, T, teacher.config.vocab_size)
+    return steps(lambda: Trainer(MatchObjective(student, teacher, stage), stage, data))
