@@ -2,6 +2,7 @@
 #include "bindings.h"
 
 #include "hybridattn/core/cpu_features.h"
+#include "hybridattn/core/freed_memory.h"
 #include "hybridattn/kernels/cpu/instruction_set.h"
 #include "hybridattn/version.h"
 
@@ -69,6 +70,10 @@ void bind_core(py::module_& module) {
         return before ? std::optional(std::string(name(*before))) : std::nullopt;
       },
       "Makes kernels use one instruction set, or with None the best one; returns the one forced before.");
+  core.def(
+      "keep_freed_memory", &keep_freed_memory,
+      "Lets the process keep freed memory for its next allocation (glibc); see core/freed_memory.h. Returns whether "
+      "it does.");
   core.def("build_info", &build_info, "C++ standard, OpenMP version and the versions of the header libraries.");
 }
 

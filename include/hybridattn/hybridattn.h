@@ -3,6 +3,7 @@
 
 #include "hybridattn/core/check.h"
 #include "hybridattn/core/cpu_features.h"
+#include "hybridattn/core/freed_memory.h"
 #include "hybridattn/core/json_fields.h"
 #include "hybridattn/core/nearest.h"
 

@@ -17,6 +17,7 @@
 #include <nlohmann/json.hpp>
 
 #include "hybridattn/core/check.h"
+#include "hybridattn/core/freed_memory.h"
 #include "hybridattn/distill/batch.h"
 #include "hybridattn/distill/objective.h"
 #include "hybridattn/distill/parameter_groups.h"
@@ -52,6 +53,7 @@ public:
   Trainer(O& objective, const Stage& stage)
       : objective_(objective), stage_(stage), parameters_(objective.parameters()), optimizer_(groups(), defaults()) {
     stage_.check();
+    keep_freed_memory();
   }
   ~Trainer() {
     for (size_t i = 0; i < parameters_.size(); ++i) {

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from hybridattn import _C
 from hybridattn.data import Batch
 from hybridattn.distill.objective import Objective
 from hybridattn.distill.parameter_groups import parameter_groups
@@ -78,6 +79,7 @@ class Trainer:
         self.parts: list[float] = []
         """The last step's loss of each of `Objective.parts`; empty where the loss has one part."""
         self._scope = ExitStack()
+        _C.core.keep_freed_memory()
 
     def __enter__(self) -> Self:
         with ExitStack() as scope:

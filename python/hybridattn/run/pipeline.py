@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 import hybridattn as ha
-from hybridattn import evaluate, hf
+from hybridattn import _C, evaluate, hf
 from hybridattn.data import TokenData
 from hybridattn.distill.checkpoint import sync
 from hybridattn.info import collect
@@ -197,6 +197,7 @@ class Pipeline:
 
     def run(self) -> Path:
         """Everything; returns the report's path."""
+        _C.core.keep_freed_memory()
         choice = self.choose()
         self.finetune(choice.layers, self.directory.path)
         self.evaluate()
