@@ -10,7 +10,8 @@ import hybridattn as ha
 from benchmarks.align_memory import OneBatch, models
 from benchmarks.registry import Contenders, benchmark
 from hybridattn import ops
-from hybridattn.distill import AlignObjective, MatchObjective, Trainer
+from hybridattn.distill import AlignObjective, MatchObjective, Stage, Trainer
+from hybridattn.distill.objective import Objective
 
 CASES = {
     "cases": [{"model": "smollm2-135m", "B": 2, "T": 512}],
@@ -19,13 +20,21 @@ CASES = {
 }
 
 
-def steps(trainer: Callable[[], Trainer]) -> Contenders:
+def steps(
+    objective: Callable[..., Objective], preset: Callable[..., Stage], model: str, B: int, T: int, dtype: torch.dtype
+) -> Contenders:
     """One optimiser step on each backend; tokens per second are B T / time."""
+    teacher, student = models(model, torch.float32)
+    # With a rate of 0 all the work is done and the weights stay: every call measures the same.
+    stage = preset(
+        "paper", tokens=B * T, seq_len=T, batch_size=B, lr=0.0, mixer_lr=0.0, dtype=str(dtype).split(".")[-1]
+    )
+    data = OneBatch(B, T, teacher.config.vocab_size)
 
     def run(backend: str) -> Callable[[], object]:
         def step() -> list[float]:
-            with ops.use_backend(backend), trainer() as loop:
-                return loop.run(0, 1)
+            with ops.use_backend(backend), Trainer(objective(student, teacher, stage), stage, data) as trainer:
+                return trainer.run(0, 1)
 
         return step
 
@@ -35,20 +44,10 @@ def steps(trainer: Callable[[], Trainer]) -> Contenders:
 @benchmark("stages/align", threads=(2,), goals={"time": 2.0}, rounds=3, dtype="bfloat16", **CASES)  # type: ignore[arg-type]
 def align(model: str, B: int, T: int, dtype: torch.dtype) -> Contenders:
     """A step of stage 1, matrix products in `dtype`."""
-    teacher, student = models(model, torch.float32)
-    stage = ha.presets.align(
-        "paper", tokens=B * T, seq_len=T, batch_size=B, lr=0.0, mixer_lr=0.0, dtype=str(dtype).split(".")[-1]
-    )
-    data = OneBatch(B, T, teacher.config.vocab_size)
-    return steps(lambda: Trainer(AlignObjective(student, teacher, stage), stage, data))
+    return steps(AlignObjective, ha.presets.align, model, B, T, dtype)
 
 
 @benchmark("stages/match", threads=(2,), goals={"time": 1.3}, rounds=3, dtype="bfloat16", **CASES)  # type: ignore[arg-type]
 def match(model: str, B: int, T: int, dtype: torch.dtype) -> Contenders:
     """A step of stage 2 with every layer linear, matrix products in `dtype`."""
-    teacher, student = models(model, torch.float32)
-    stage = ha.presets.match(
-        "paper", tokens=B * T, seq_len=T, batch_size=B, lr=0.0, mixer_lr=0.0, dtype=str(dtype).split(".")[-1]
-    )
-    data = OneBatch(B, T, teacher.config.vocab_size)
-    return steps(lambda: Trainer(MatchObjective(student, teacher, stage), stage, data))
+    return steps(MatchObjective, ha.presets.match, model, B, T, dtype)

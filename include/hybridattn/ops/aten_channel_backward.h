@@ -100,11 +100,8 @@ RuleGradients aten_channel_backward(const RuleInputs& in, double scale, const st
                                     int64_t chunk_size, const at::Tensor& states, const at::Tensor& grad_out,
                                     const std::optional<at::Tensor>& grad_final_state) {
   const std::string op = "chunk_" + std::string(R::name) + "_backward";
-  const int64_t batch = in.v.size(0), length = in.v.size(1), heads = in.v.size(2), tokens = batch * length;
-  const int64_t key_dim = in.k.size(3), value_dim = in.v.size(3);
-  const auto table = chunk_table(document_spans(op, batch, length, cu_seqlens), tokens, chunk_size);
-  const auto dtype = state_dtype(in.v);
-  const auto options = in.v.options().dtype(dtype);
+  const detail::ChunkedCall call(op, in, cu_seqlens, chunk_size);
+  const auto& [tokens, heads, key_dim, value_dim, table, dtype, options, flat] = call;
   auto grad_state = detail::ordered_states(in, grad_final_state, table, dtype);
   const auto tokens_of = [&](bool wanted, int64_t dim) {
     return wanted ? at::empty({tokens + 1, heads, dim}, options) : at::Tensor();
@@ -117,7 +114,6 @@ RuleGradients aten_channel_backward(const RuleInputs& in, double scale, const st
                          .a = tokens_of(R::generalised, key_dim),
                          .b = tokens_of(R::generalised, key_dim)};
 
-  const auto flat = flattened(in);
   const auto flat_grad_out = grad_out.flatten(0, 1);
   Scratch scratch(options);
   const auto blocks = step_blocks(table, heads, in.v.device());

@@ -12,16 +12,12 @@ ChunkForwardResult
 aten_channel_forward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& initial_state,
                      const std::optional<at::Tensor>& cu_seqlens, int64_t chunk_size, bool save_states) {
   const std::string op = "chunk_" + std::string(R::name);
-  const int64_t batch = in.v.size(0), length = in.v.size(1), heads = in.v.size(2), tokens = batch * length;
-  const int64_t key_dim = in.k.size(3), value_dim = in.v.size(3);
-  const auto table = chunk_table(document_spans(op, batch, length, cu_seqlens), tokens, chunk_size);
-  const auto dtype = state_dtype(in.v);
-  const auto options = in.v.options().dtype(dtype);
+  const detail::ChunkedCall call(op, in, cu_seqlens, chunk_size);
+  const auto& [tokens, heads, key_dim, value_dim, table, dtype, options, flat] = call;
   auto states = detail::ordered_states(in, initial_state, table, dtype);
   auto out = at::empty({tokens + 1, heads, value_dim}, in.v.options());
   auto saved = at::empty({save_states ? table.rows : 0, heads, key_dim, value_dim}, options);
 
-  const auto flat = flattened(in);
   Scratch scratch(options);
   for (const auto& [first, last] : step_blocks(table, heads, in.v.device())) {
     const int64_t begin = table.first_row[first], end = table.first_row[last], n = (end - begin) * heads;

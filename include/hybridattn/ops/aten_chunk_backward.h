@@ -79,17 +79,13 @@ RuleGradients aten_chunk_backward(const RuleInputs& in, double scale, const std:
                                   int64_t chunk_size, const at::Tensor& states, const at::Tensor& grad_out,
                                   const std::optional<at::Tensor>& grad_final_state) {
   const std::string op = "chunk_" + std::string(R::name) + "_backward";
-  const int64_t batch = in.v.size(0), length = in.v.size(1), heads = in.v.size(2), tokens = batch * length;
-  const int64_t key_dim = in.k.size(3), value_dim = in.v.size(3);
-  const auto table = chunk_table(document_spans(op, batch, length, cu_seqlens), tokens, chunk_size);
-  const auto dtype = state_dtype(in.v);
-  const auto options = in.v.options().dtype(dtype);
+  const detail::ChunkedCall call(op, in, cu_seqlens, chunk_size);
+  const auto& [tokens, heads, key_dim, value_dim, table, dtype, options, flat] = call;
   auto grad_state = detail::ordered_states(in, grad_final_state, table, dtype);
   const auto tokens_of = [&](int64_t dim) { return at::empty({tokens + 1, heads, dim}, options); };
   auto grad_q = tokens_of(key_dim), grad_k = tokens_of(key_dim), grad_v = tokens_of(value_dim);
   auto grad_g = R::gated ? tokens_of(1) : at::Tensor(), grad_beta = R::corrects ? tokens_of(1) : at::Tensor();
 
-  const auto flat = flattened(in);
   const auto flat_grad_out = grad_out.flatten(0, 1);
   Scratch scratch(options);
   const auto blocks = step_blocks(table, heads, in.v.device());

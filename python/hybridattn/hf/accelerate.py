@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 
 from hybridattn import ops
 
-TESTED_VERSIONS = ("5.23",)
+TESTED_VERSIONS = ("5.23", "5.24")
 """Releases of Transformers whose functions these replacements were compared with."""
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from hybridattn.nn import mixer_type
+
+CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+"""What this release of Transformers calls a model's cache; 5.24 renamed ``past_key_values``."""
 
 
 class HybridCache(Cache):

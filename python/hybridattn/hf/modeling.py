@@ -11,7 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hybridattn import ops
 from hybridattn.hf.access import head_weight
-from hybridattn.hf.cache import HybridCache
+from hybridattn.hf.cache import CACHE_NAME, HybridCache
 from hybridattn.hf.configuration import HybridConfig
 from hybridattn.nn import Mixer, build_mixer
 
@@ -111,8 +111,8 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
                 f"generate: cache_implementation '{generation_config.cache_implementation}' cannot hold the state of "
                 "linear layers; leave it unset"
             )
-        if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = HybridCache(self.config)
+        if generation_config.use_cache is not False and model_kwargs.get(CACHE_NAME) is None:
+            model_kwargs[CACHE_NAME] = HybridCache(self.config)
 
     def forward(
         self,
@@ -125,6 +125,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         cu_seqlens: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Any | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss when `labels` are given.
@@ -136,12 +137,14 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
                 `position_ids` that restart at each document with it.
             labels: [B, T], shifted inside; -100 = ignored.
             logits_to_keep: compute logits for the last so many positions only; 0 = all.
+            cache, past_key_values: what Transformers calls a cache since 5.24 and called it before; either may be given.
         """
-        if use_cache and past_key_values is None:
-            past_key_values = HybridCache(self.config)
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = HybridCache(self.config)
         if attention_mask is not None and attention_mask.dim() == 2:
             kwargs["padding_mask"] = attention_mask.bool()
-            if position_ids is None and past_key_values is None:
+            if position_ids is None and cache is None:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
         kwargs["unpadded"] = attention_mask is None
         if cu_seqlens is not None:
@@ -150,14 +153,14 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=bool(use_cache),
+            **{CACHE_NAME: cache},
             **kwargs,
         )
         hidden = outputs.last_hidden_state
-        if isinstance(past_key_values, HybridCache):
-            past_key_values.seen += hidden.shape[1]
+        if isinstance(cache, HybridCache):
+            cache.seen += hidden.shape[1]
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
         logits = self.lm_head(hidden if isinstance(keep, int) else hidden[:, keep, :])
         loss = None
@@ -165,5 +168,5 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
             loss = ops.linear_cross_entropy(hidden, head_weight(self), shifted)
         return CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=outputs.past_key_values if use_cache else None
+            loss=loss, logits=logits, **{CACHE_NAME: getattr(outputs, CACHE_NAME) if use_cache else None}
         )

@@ -73,6 +73,7 @@ class Mixer(nn.Module):
         padding_mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         unpadded: bool = False,
+        cache: Any | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
         """Drop-in for a Transformers attention module: returns (out [B, T, D], None).
@@ -80,14 +81,16 @@ class Mixer(nn.Module):
         `attention_mask` may be the 2-D padding mask [B, Tk] or the 4-D mask that Transformers makes of it; a 4-D mask
         that says anything beyond causal attention with left padding raises ValueError (pass cu_seqlens instead).
         `unpadded` says that there is no padding, so that nothing need be read off a mask, which may be a window's.
+        `cache` is what Transformers calls `past_key_values` since 5.24.
         """
+        cache = past_key_values if cache is None else cache
         if padding_mask is None and attention_mask is not None and cu_seqlens is None and not unpadded:
             padding_mask = attention_mask if attention_mask.dim() == 2 else self._padding_of(attention_mask)
         state = None
-        if past_key_values is not None:
+        if cache is not None:
             if self.layer_idx is None:
                 raise ValueError(f"{self.kind}: layer_idx is needed to use a cache; build the mixer with it")
-            state = CacheState(past_key_values, self.layer_idx, linear=self.is_linear)
+            state = CacheState(cache, self.layer_idx, linear=self.is_linear)
         out, _ = self.mix(
             hidden_states, rotary=position_embeddings, padding_mask=padding_mask, cu_seqlens=cu_seqlens, state=state
         )
