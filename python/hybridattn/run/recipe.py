@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hybridattn import _C
+from hybridattn.validation import validated
 
 
 class _Table(BaseModel):
@@ -161,42 +161,6 @@ class Recipe(_Table):
         copy.data.sources = [absolute(source) for source in copy.data.sources]
         copy.eval.recall = [absolute(task) for task in copy.eval.recall]
         return copy
-
-
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
-def validated(model: type[_Model], values: dict[str, Any], where: str) -> _Model:
-    """`values` as `model`.
-
-    Raises:
-        ValueError: one line per fault, each naming the key; unknown keys with the nearest known one.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        lines = []
-        for fault in error.errors():
-            key = ".".join(str(part) for part in fault["loc"])
-            if fault["type"] == "extra_forbidden":
-                lines.append(f"unknown key '{key}'{_nearest(model, fault['loc'])}")
-            else:
-                lines.append(f"{key or 'recipe'}: {fault['msg']} (got {fault['input']!r})")
-        raise ValueError(f"{where}: " + "; ".join(lines)) from None
-
-
-def _nearest(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    table: Any = model
-    for part in location[:-1]:
-        if get_origin(table) is dict:  # tables with names of the user's: the part is such a name
-            table = get_args(table)[1]
-            continue
-        annotation = table.model_fields[part].annotation
-        tables = [a for a in get_args(annotation) or (annotation,) if isinstance(a, type) and issubclass(a, BaseModel)]
-        table = annotation if get_origin(annotation) is dict else tables[0]
-    known = list(table.model_fields)
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
-    return f", did you mean '{close[0]}'?" if close else f"; known keys: {', '.join(known)}"
 
 
 def _set(values: dict[str, Any], change: str) -> None:

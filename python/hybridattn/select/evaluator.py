@@ -153,6 +153,19 @@ class CandidateEvaluator:
         event = self._event(key)
         return [math.nan] * self.num_sequences if event["losses"] is None else event["losses"]
 
+    def recorded(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The journal's event `key`, measured when it is not there yet.
+
+        Args:
+            measure: returns the event's values, of JSON, among them its cost: ``tokens`` and ``flops``; how long it took is
+                added here.
+        """
+        if not self.journal.get(key):
+            started = time.monotonic()
+            values = measure()
+            self.journal.add(key, **values, seconds=time.monotonic() - started)
+        return self._event(key)
+
     def forget(self, kept: Iterable[int], stage: Stage, data: Any) -> None:
         """Frees memory and disk of a candidate that nobody trains further."""
         layers, digest = frozenset(kept), training_digest(stage, data)
