@@ -1,8 +1,10 @@
-"""Which layers keep softmax: scores (`scoring`), searches over sets (`search`), and what they measure with."""
+"""Which layers keep softmax: scores (`scoring`, by `criteria`), searches over sets (`search`), and what they measure with."""
 
 from hybridattn import _C
 from hybridattn.select.evaluator import CandidateEvaluator, LayerSetEvaluator
-from hybridattn.select.scoring import LayerScores, ScoreOptions, race_layers, score_layers
+from hybridattn.select.layer_scores import LayerScores
+from hybridattn.select.options import ScoreOptions
+from hybridattn.select.scoring import race_layers, score_layers
 from hybridattn.select.search import SearchResult, sequential_addition, swap_refinement
 
 Race = _C.select.Race

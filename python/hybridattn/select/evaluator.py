@@ -8,23 +8,32 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hybridattn import hf, ops
 from hybridattn.data import Batch
 from hybridattn.distill import Stage
+from hybridattn.distill.checkpoint import sync
 from hybridattn.distill.fingerprint import describe_mixers, fingerprint, matrix_weights
 from hybridattn.distill.precision import Precision
 from hybridattn.select.candidate import TrainedCandidate, candidate_folder, remove_parked, training_digest
 from hybridattn.select.journal import Journal
 from hybridattn.select.layer_sets import LayerSetPass
+from hybridattn.select.recall_weights import RecallWeights
 from hybridattn.select.teacher_states import TeacherStates
 
 Line = Callable[[str], None]
 """Takes one line of text for people."""
+
+Loss = Literal["recall_kl", "kl"]
+"""``kl``: mean over tokens; ``recall_kl``: each token weighted by how much the teacher needs far context for it."""
+
+
+WAITING = "waits for another process that measures in this run directory"
 
 
 def silent(line: str) -> None:
@@ -44,6 +53,9 @@ class LayerSetEvaluator(Protocol):
 class CandidateEvaluator:
     """Hybrids made of one student's mixers and the teacher, scored by KL(teacher || hybrid) in nats per token.
 
+    The weights of ``recall_kl`` (`RecallWeights`) have mean 1 over all held-out tokens and are computed once per run
+    directory, so both losses are on one scale.
+
     Every candidate is scored on the same sequences, so differences are paired. Nothing is computed twice: the teacher's
     hidden states are kept, untrained hybrids share the layers below their first difference, and every measurement is
     kept in ``events.jsonl``, from which a run that was killed goes on.
@@ -54,12 +66,15 @@ class CandidateEvaluator:
         held_out: batches that nothing trains on.
         run_dir: folder of ``events.jsonl`` and of parked candidates; None keeps events in memory.
         dtype: of the computation, "float32" or "bfloat16".
+        loss: ``kl`` or ``recall_kl``; measurements of both may share a `run_dir`.
+        window: tokens to which ``recall_kl`` cuts the context; a quarter of the sequence when None.
 
     Attributes:
         tokens, flops, seconds: what the measurements asked for so far cost, earlier processes included.
 
     Raises:
-        ValueError: no held-out batch, a layer without a mixer, different dtypes, a `run_dir` of other models or data.
+        ValueError: no held-out batch, a layer without a mixer, different dtypes, a `run_dir` of other models or data, an
+            unknown loss, a window that cuts nothing off, or far context that helps the teacher nowhere.
     """
 
     def __init__(
@@ -69,9 +84,13 @@ class CandidateEvaluator:
         held_out: Sequence[Batch],
         run_dir: str | Path | None = None,
         dtype: str = "float32",
+        loss: Loss = "kl",
+        window: int | None = None,
     ) -> None:
         if not held_out:
             raise ValueError("select: no held-out batch; raise `held_out` or use a longer corpus")
+        if loss not in get_args(Loss):
+            raise ValueError(f"select: loss is {loss!r}, expected one of {', '.join(get_args(Loss))}")
         self.student, self.teacher = student, teacher
         self.mixers = student.mixers()
         self.num_layers = len(hf.decoder_layers(teacher))
@@ -88,6 +107,10 @@ class CandidateEvaluator:
         self.folder = None if run_dir is None else Path(run_dir)
         self._temporary = tempfile.TemporaryDirectory(prefix="candidates-") if run_dir is None else None
         self.parked = Path(self._temporary.name) if self._temporary is not None else Path(str(run_dir))
+        self.loss = loss
+        self._recall = RecallWeights(teacher, window, dtype)
+        self._prefix = "" if loss == "kl" else f"{loss} {self._recall.window_of(held_out[0])} "
+        self._weights: list[Tensor] | None = None
         self.tokens, self.flops, self.seconds = 0, 0.0, 0.0
         self._counted: set[str] = set()
         self._candidate: TrainedCandidate | None = None
@@ -111,20 +134,25 @@ class CandidateEvaluator:
     def seq_len(self) -> int:
         return self.held_out[0].input_ids.shape[1]
 
-    def losses(self, sets: Sequence[Iterable[int]], progress: Line = silent) -> list[list[float]]:
-        """Mean KL in nats per token, one per held-out sequence, of the untrained hybrid that keeps each set."""
+    def losses(
+        self, sets: Sequence[Iterable[int]], progress: Line = silent, batches: Iterable[int] | None = None
+    ) -> list[list[float]]:
+        """Mean loss in nats per token, one per held-out sequence, of the untrained hybrid that keeps each set.
+
+        Args:
+            batches: measure on these held-out batches only.
+        """
         wanted = [frozenset(kept) for kept in sets]
         rows: list[list[float]] = [[] for _ in wanted]
-        for number, batch in enumerate(self.held_out):
-            keys = [f"batch {number} keep {_name(kept)}" for kept in wanted]
-            missing = sorted(
-                {kept for kept, key in zip(wanted, keys, strict=True) if not self.journal.get(key)}, key=sorted
-            )
-            if missing:
-                progress(f"held-out batch {number + 1}/{len(self.held_out)}  {len(missing)} hybrids")
-                self._measure_sets(number, batch, missing)
-            for row, key in zip(rows, keys, strict=True):
-                row += self._event(key)["losses"]
+        for number in range(len(self.held_out)) if batches is None else batches:
+            batch = self.held_out[number]
+            if self._unmeasured(number, wanted):
+                with self.journal.measuring(lambda: progress(WAITING)):
+                    if missing := self._unmeasured(number, wanted):
+                        progress(f"held-out batch {number + 1}/{len(self.held_out)}  {len(missing)} hybrids")
+                        self._measure_sets(number, batch, missing)
+            for row, kept in zip(rows, wanted, strict=True):
+                row += self._event(self._set_key(number, kept))["losses"]
         return rows
 
     def trained_losses(
@@ -136,20 +164,11 @@ class CandidateEvaluator:
         are NaN when the training diverged.
         """
         layers, digest = frozenset(kept), training_digest(stage, data)
-        key = f"{digest} step {to_step} keep {_name(layers)}"
+        key = f"{self._prefix}{digest} step {to_step} keep {_name(layers)}"
         if not self.journal.get(key):
-            started = time.monotonic()
-            candidate = self._bring(layers, stage, data)
-            diverged = candidate.train_to(to_step, progress)
-            losses = None if diverged else self._measure_model(candidate.model)
-            if losses is not None and not all(map(math.isfinite, losses)):
-                diverged, losses = "the held-out loss is not finite", None
-            trained, scored = (to_step - from_step) * stage.tokens_per_step, self._held_out_tokens
-            flops = candidate.flops(trained) + 2.0 * scored * matrix_weights(candidate.model)
-            seconds = time.monotonic() - started
-            self.journal.add(
-                key, losses=losses, diverged=diverged, tokens=trained + scored, flops=flops, seconds=seconds
-            )
+            with self.journal.measuring(lambda: progress(WAITING)):
+                if not self.journal.get(key):
+                    self._measure_trained(key, layers, from_step, to_step, stage, data, progress)
         event = self._event(key)
         return [math.nan] * self.num_sequences if event["losses"] is None else event["losses"]
 
@@ -175,6 +194,12 @@ class CandidateEvaluator:
         remove_parked(candidate_folder(self.parked, layers, digest))
 
     # ---- inside ----
+
+    def _set_key(self, number: int, kept: Iterable[int]) -> str:
+        return f"{self._prefix}batch {number} keep {_name(kept)}"
+
+    def _unmeasured(self, number: int, sets: Iterable[frozenset[int]]) -> list[frozenset[int]]:
+        return sorted({kept for kept in sets if not self.journal.get(self._set_key(number, kept))}, key=sorted)
 
     @property
     def _held_out_tokens(self) -> int:
@@ -221,8 +246,22 @@ class CandidateEvaluator:
         flops = 2.0 * batch.num_tokens * (per_layer * work.layers_run / len(sets) + 2 * head)
         seconds = (time.monotonic() - started) / len(sets)
         for index, kept in enumerate(sets):
-            key = f"batch {number} keep {_name(kept)}"
+            key = self._set_key(number, kept)
             self.journal.add(key, losses=losses[index], tokens=batch.num_tokens, flops=flops, seconds=seconds)
+
+    def _measure_trained(
+        self, key: str, layers: frozenset[int], from_step: int, to_step: int, stage: Stage, data: Any, progress: Line
+    ) -> None:
+        started = time.monotonic()
+        candidate = self._bring(layers, stage, data)
+        diverged = candidate.train_to(to_step, progress)
+        losses = None if diverged else self._measure_model(candidate.model)
+        if losses is not None and not all(map(math.isfinite, losses)):
+            diverged, losses = "the held-out loss is not finite", None
+        trained, scored = (to_step - from_step) * stage.tokens_per_step, self._held_out_tokens
+        flops = candidate.flops(trained) + 2.0 * scored * matrix_weights(candidate.model)
+        seconds = time.monotonic() - started
+        self.journal.add(key, losses=losses, diverged=diverged, tokens=trained + scored, flops=flops, seconds=seconds)
 
     @torch.no_grad()
     def _measure_model(self, model: Any) -> list[float]:
@@ -235,7 +274,8 @@ class CandidateEvaluator:
 
     def _divergence(self, number: int, hidden: Tensor, head: Tensor) -> list[float]:
         """Mean over each sequence's counted tokens."""
-        narrowed, mask = self.precision.narrowed, self.held_out[number].loss_mask
+        narrowed, batch = self.precision.narrowed, self.held_out[number]
+        weights = None if self.loss == "kl" else self._token_weights()[number].to(hidden.device)
         with self.precision.backward():
             divergence = ops.linear_kl_divergence(
                 narrowed(hidden),
@@ -244,9 +284,45 @@ class CandidateEvaluator:
                 narrowed(hf.head_weight(self.teacher)),
                 reduction="none",
             ).double()
-        if mask is None:
+        if weights is not None:
+            divergence *= weights
+        if batch.loss_mask is None:
             return divergence.mean(1).tolist()
-        return ((divergence * mask).sum(1) / mask.sum(1).clamp(min=1)).tolist()
+        return ((divergence * batch.loss_mask).sum(1) / batch.loss_mask.sum(1).clamp(min=1)).tolist()
+
+    def _token_weights(self) -> list[Tensor]:
+        """Of every held-out batch; in memory, or else in a file of the run directory, or else computed."""
+        if self._weights is None:
+            key = f"{self._prefix}weights"
+            path = None if self.folder is None else self.folder / f"{key.replace(' ', '-')}.safetensors"
+            with self.journal.measuring():
+                if path is not None and path.exists() and self.journal.get(key):
+                    found = load_file(path)
+                    self._weights = [found[f"batch {number}"] for number in range(len(self.held_out))]
+                else:
+                    self._weights = self._compute_weights(key, path)
+            self._event(key)
+        return self._weights
+
+    def _compute_weights(self, key: str, path: Path | None) -> list[Tensor]:
+        started = time.monotonic()
+        drops = [self._recall(batch, self._teacher_states[n]).cpu() for n, batch in enumerate(self.held_out)]
+        counted = sum(
+            int(d.numel() if b.loss_mask is None else b.loss_mask.sum())
+            for d, b in zip(drops, self.held_out, strict=True)
+        )
+        total = sum(float(drop.double().sum()) for drop in drops)
+        if total == 0:
+            raise ValueError("select: far context helps the teacher nowhere in the held-out sequences; use loss 'kl'")
+        weights = [drop * (counted / total) for drop in drops]
+        if path is not None:
+            temporary = path.with_name(path.name + ".partial")
+            save_file({f"batch {number}": tensor for number, tensor in enumerate(weights)}, temporary)
+            sync(temporary)
+            temporary.replace(path)
+        tokens, seconds = 2 * self._held_out_tokens, time.monotonic() - started
+        self.journal.add(key, tokens=tokens, flops=self._recall.flops(self._held_out_tokens), seconds=seconds)
+        return weights
 
 
 def _name(layers: Iterable[int]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +27,7 @@ class _Recorder(nn.Module):
         return hidden_states
 
 
-def _layer_inputs(model: Any, batch: Batch) -> tuple[Tensor, list[dict[str, Any]]]:
+def layer_inputs(model: Any, batch: Batch) -> tuple[Tensor, list[dict[str, Any]]]:
     """The embeddings, and what the model passes to each of its layers besides them: masks, positions, rotary factors.
 
     Read off the model itself, so that every family prepares them its own way.
@@ -41,13 +42,17 @@ def _layer_inputs(model: Any, batch: Batch) -> tuple[Tensor, list[dict[str, Any]
     return recorders[0].hidden_states, [recorder.arguments for recorder in recorders]
 
 
+Observer = Callable[[int, Tensor], Tensor]
+"""(layer, what its attention or mixer put out [B, T, D]) -> one value per sequence [B]."""
+
+
 @dataclass
 class LayerSetPass:
-    """The teacher's decoder on one batch, with mixers instead of its attention outside a set of layers.
+    """The teacher's decoder on one batch, with other modules instead of its attention outside a set of layers.
 
     Args:
         teacher: a Transformers decoder; its attention modules are exchanged while a layer runs, and always put back.
-        mixers: layer -> mixer, for all layers that some set leaves out.
+        mixers: layer -> module in the attention's place, for all layers that some set leaves out.
         batch: B sequences of T tokens.
 
     Attributes:
@@ -59,18 +64,31 @@ class LayerSetPass:
     batch: Batch
     layers_run: int = field(default=0, init=False)
 
-    @torch.no_grad()
     def hidden_states(self, sets: Sequence[frozenset[int]]) -> Iterator[tuple[int, Tensor]]:
         """Yields (index into `sets`, [B, T, D] after the final norm), each index once, in an order of its own.
 
         Memory holds one hidden state per layer at which the sets still being computed part, not one per set.
         """
-        embeddings, self._arguments = _layer_inputs(self.teacher, self.batch)
-        yield from self._descend(0, embeddings, list(range(len(sets))), sets)
+        for index, hidden, _ in self._hybrids(sets, None):
+            yield index, hidden
+
+    def observations(self, sets: Sequence[frozenset[int]], observer: Observer) -> Iterator[tuple[int, Tensor]]:
+        """Yields (index into `sets`, [B]): the sum over all layers of what `observer` makes of each hybrid's layer."""
+        for index, _, observed in self._hybrids(sets, observer):
+            assert observed is not None
+            yield index, observed
+
+    @torch.no_grad()
+    def _hybrids(
+        self, sets: Sequence[frozenset[int]], observer: Observer | None
+    ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        embeddings, self._arguments = layer_inputs(self.teacher, self.batch)
+        self._observer = observer
+        yield from self._descend(0, embeddings, None, list(range(len(sets))), sets)
 
     def _descend(
-        self, depth: int, hidden: Tensor, members: list[int], sets: Sequence[frozenset[int]]
-    ) -> Iterator[tuple[int, Tensor]]:
+        self, depth: int, hidden: Tensor, observed: Tensor | None, members: list[int], sets: Sequence[frozenset[int]]
+    ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         layers = hf.decoder_layers(self.teacher)
         while depth < len(layers):
             soft = [index for index in members if depth in sets[index]]
@@ -78,25 +96,30 @@ class LayerSetPass:
             if soft and linear:
                 # The smaller branch runs to its end first; the larger one goes on from the state that is kept here.
                 fewer, members = sorted((soft, linear), key=len)
-                branch = self._run(depth, hidden, keep=fewer is soft)
-                yield from self._descend(depth + 1, branch, fewer, sets)
+                branch = self._run(depth, hidden, observed, keep=fewer is soft)
+                yield from self._descend(depth + 1, *branch, fewer, sets)
                 del branch
-                hidden = self._run(depth, hidden, keep=members is soft)
+                hidden, observed = self._run(depth, hidden, observed, keep=members is soft)
             else:
-                hidden = self._run(depth, hidden, keep=bool(soft))
+                hidden, observed = self._run(depth, hidden, observed, keep=bool(soft))
             depth += 1
         final = self.teacher.model.norm(hidden)
         for index in members:
-            yield index, final
+            yield index, final, observed
 
-    def _run(self, depth: int, hidden: Tensor, keep: bool) -> Tensor:
+    def _run(self, depth: int, hidden: Tensor, observed: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
         layer: Any = hf.decoder_layers(self.teacher)[depth]
         self.layers_run += 1
-        if keep:
-            return layer(hidden, **self._arguments[depth])
-        attention = layer.self_attn
-        layer.self_attn = self.mixers[depth]
-        try:
-            return layer(hidden, **self._arguments[depth])
-        finally:
-            layer.self_attn = attention
+        with ExitStack() as scope:
+            if not keep:
+                scope.callback(setattr, layer, "self_attn", layer.self_attn)
+                layer.self_attn = self.mixers[depth]
+            seen: list[Tensor] = []
+            if self._observer is not None:
+                hook = layer.self_attn.register_forward_hook(lambda _m, _a, output: seen.append(output[0]))
+                scope.callback(hook.remove)
+            hidden = layer(hidden, **self._arguments[depth])
+        if self._observer is None:
+            return hidden, None
+        value = self._observer(depth, seen[0])
+        return hidden, value if observed is None else observed + value
