@@ -7,6 +7,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -22,7 +23,7 @@ from hybridattn.distill.fingerprint import describe_mixers, fingerprint, matrix_
 from hybridattn.distill.precision import Precision
 from hybridattn.select.candidate import TrainedCandidate, candidate_folder, remove_parked, training_digest
 from hybridattn.select.journal import Journal
-from hybridattn.select.layer_sets import LayerSetPass
+from hybridattn.select.measurement import SetMeasurement, set_name
 from hybridattn.select.recall_weights import RecallWeights
 from hybridattn.select.teacher_states import TeacherStates
 
@@ -115,6 +116,14 @@ class CandidateEvaluator:
         self._counted: set[str] = set()
         self._candidate: TrainedCandidate | None = None
         self._teacher_states = TeacherStates(self._teacher_hidden, self.folder)
+        self._divergences = SetMeasurement(
+            self,
+            self.held_out,
+            self.mixers,
+            lambda number, hidden: self._divergence(number, hidden, hf.head_weight(teacher)),
+            self._prefix,
+            heads=2,
+        )
         self.journal = Journal(
             None if self.folder is None else self.folder / "events.jsonl",
             {
@@ -142,18 +151,7 @@ class CandidateEvaluator:
         Args:
             batches: measure on these held-out batches only.
         """
-        wanted = [frozenset(kept) for kept in sets]
-        rows: list[list[float]] = [[] for _ in wanted]
-        for number in range(len(self.held_out)) if batches is None else batches:
-            batch = self.held_out[number]
-            if self._unmeasured(number, wanted):
-                with self.journal.measuring(lambda: progress(WAITING)):
-                    if missing := self._unmeasured(number, wanted):
-                        progress(f"held-out batch {number + 1}/{len(self.held_out)}  {len(missing)} hybrids")
-                        self._measure_sets(number, batch, missing)
-            for row, kept in zip(rows, wanted, strict=True):
-                row += self._event(self._set_key(number, kept))["losses"]
-        return rows
+        return self._divergences(sets, progress, batches)
 
     def trained_losses(
         self, kept: Iterable[int], from_step: int, to_step: int, stage: Stage, data: Any, progress: Line = silent
@@ -164,12 +162,12 @@ class CandidateEvaluator:
         are NaN when the training diverged.
         """
         layers, digest = frozenset(kept), training_digest(stage, data)
-        key = f"{self._prefix}{digest} step {to_step} keep {_name(layers)}"
+        key = f"{self._prefix}{digest} step {to_step} keep {set_name(layers)}"
         if not self.journal.get(key):
-            with self.journal.measuring(lambda: progress(WAITING)):
+            with self.measuring(progress):
                 if not self.journal.get(key):
                     self._measure_trained(key, layers, from_step, to_step, stage, data, progress)
-        event = self._event(key)
+        event = self.event(key)
         return [math.nan] * self.num_sequences if event["losses"] is None else event["losses"]
 
     def recorded(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -180,10 +178,27 @@ class CandidateEvaluator:
                 added here.
         """
         if not self.journal.get(key):
-            started = time.monotonic()
-            values = measure()
-            self.journal.add(key, **values, seconds=time.monotonic() - started)
-        return self._event(key)
+            with self.measuring():
+                if not self.journal.get(key):
+                    started = time.monotonic()
+                    values = measure()
+                    self.journal.add(key, **values, seconds=time.monotonic() - started)
+        return self.event(key)
+
+    def measuring(self, progress: Line = silent) -> AbstractContextManager[None]:
+        """Holds the journal's lock; `progress` says so when another process holds it."""
+        return self.journal.measuring(lambda: progress(WAITING))
+
+    def event(self, key: str) -> dict[str, Any]:
+        """An event that the journal holds; its cost is counted the first time that this object is asked for it."""
+        event = self.journal.get(key)
+        assert event is not None
+        if key not in self._counted:
+            self._counted.add(key)
+            self.tokens += event["tokens"]
+            self.flops += event["flops"]
+            self.seconds += event["seconds"]
+        return event
 
     def forget(self, kept: Iterable[int], stage: Stage, data: Any) -> None:
         """Frees memory and disk of a candidate that nobody trains further."""
@@ -195,26 +210,9 @@ class CandidateEvaluator:
 
     # ---- inside ----
 
-    def _set_key(self, number: int, kept: Iterable[int]) -> str:
-        return f"{self._prefix}batch {number} keep {_name(kept)}"
-
-    def _unmeasured(self, number: int, sets: Iterable[frozenset[int]]) -> list[frozenset[int]]:
-        return sorted({kept for kept in sets if not self.journal.get(self._set_key(number, kept))}, key=sorted)
-
     @property
     def _held_out_tokens(self) -> int:
         return sum(batch.num_tokens for batch in self.held_out)
-
-    def _event(self, key: str) -> dict[str, Any]:
-        """The event, its cost counted the first time that this object is asked for it."""
-        event = self.journal.get(key)
-        assert event is not None
-        if key not in self._counted:
-            self._counted.add(key)
-            self.tokens += event["tokens"]
-            self.flops += event["flops"]
-            self.seconds += event["seconds"]
-        return event
 
     def _bring(self, layers: frozenset[int], stage: Stage, data: Any) -> TrainedCandidate:
         """The candidate, in the place of the one that was in memory."""
@@ -231,23 +229,6 @@ class CandidateEvaluator:
     def _teacher_hidden(self, number: int) -> Tensor:
         with self.precision.forward():
             return hf.hidden_states(self.teacher, self.held_out[number])
-
-    @torch.no_grad()
-    def _measure_sets(self, number: int, batch: Batch, sets: list[frozenset[int]]) -> None:
-        """One journal event per set; a shared layer's cost is spread over the sets of this call."""
-        started = time.monotonic()
-        work = LayerSetPass(self.teacher, self.mixers, batch)
-        losses: dict[int, list[float]] = {}
-        with self.precision.forward():
-            for index, hidden in work.hidden_states(sets):
-                losses[index] = self._divergence(number, hidden, hf.head_weight(self.teacher))
-        per_layer = matrix_weights(self.teacher, head=False) / self.num_layers
-        head = hf.head_weight(self.teacher).numel()
-        flops = 2.0 * batch.num_tokens * (per_layer * work.layers_run / len(sets) + 2 * head)
-        seconds = (time.monotonic() - started) / len(sets)
-        for index, kept in enumerate(sets):
-            key = self._set_key(number, kept)
-            self.journal.add(key, losses=losses[index], tokens=batch.num_tokens, flops=flops, seconds=seconds)
 
     def _measure_trained(
         self, key: str, layers: frozenset[int], from_step: int, to_step: int, stage: Stage, data: Any, progress: Line
@@ -301,7 +282,7 @@ class CandidateEvaluator:
                     self._weights = [found[f"batch {number}"] for number in range(len(self.held_out))]
                 else:
                     self._weights = self._compute_weights(key, path)
-            self._event(key)
+            self.event(key)
         return self._weights
 
     def _compute_weights(self, key: str, path: Path | None) -> list[Tensor]:
@@ -323,10 +304,6 @@ class CandidateEvaluator:
         tokens, seconds = 2 * self._held_out_tokens, time.monotonic() - started
         self.journal.add(key, tokens=tokens, flops=self._recall.flops(self._held_out_tokens), seconds=seconds)
         return weights
-
-
-def _name(layers: Iterable[int]) -> str:
-    return ",".join(map(str, sorted(layers))) or "none"
 
 
 def _digest(content: bytes | str) -> str:
