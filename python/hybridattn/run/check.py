@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hybridattn import _C, evaluate, select
+from hybridattn import _C, select
 from hybridattn.distill.align import AlignObjective
 from hybridattn.distill.finetune import FinetuneObjective
 from hybridattn.distill.match import MatchObjective
@@ -100,6 +100,4 @@ def check_data(pipeline: Pipeline, config: Any) -> None:
                 race.check_sequences(recipe.score.held_out_sequences)
             except ValueError as error:
                 raise ValueError(f"[{name}]: {error}") from error
-    for name in recipe.eval.recall:
-        task = evaluate.build_task(name, pipeline.tokenizer, recipe.eval.recall_length, recipe.eval.recall_items)
-        evaluate.encode_task(task, pipeline.tokenizer, config.vocab_size)
+    pipeline.suite().check(config.vocab_size)

@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 import hybridattn as ha
-from hybridattn import _C, evaluate, hf
+from hybridattn import _C, hf
 from hybridattn.data import TokenData
 from hybridattn.distill.checkpoint import sync
+from hybridattn.evaluate import Suite, build_task, measure_cost
 from hybridattn.info import collect
 from hybridattn.run.check import check_data, check_recipe
 from hybridattn.run.choice import Choice, LayerChooser
@@ -42,6 +43,7 @@ class Pipeline:
         self.teacher: Any = None
         self.tokenizer: Any = None
         self._data: TokenData | None = None
+        self._suite: Suite | None = None
 
     # ---- what every step needs ----
 
@@ -176,14 +178,36 @@ class Pipeline:
             if same is None:
                 model = teacher if layers is None else self.finetune(layers, self.folder_of(name))
                 self.progress(f"eval  {name}")
-                same = self._measure(model) | {"layers": layers}
+                progress = lambda line, name=name: self.progress(f"eval  {name}  {line}")  # noqa: E731
+                same = self.suite().measure(model, teacher, progress) | {"layers": layers}
                 del model
                 gc.collect()
             models[name] = same
             self.directory.write("eval.partial.json", models)
+        if self.recipe.eval.cost_lengths:
+            result["cost"] = self.directory.once("cost.json", lambda: self._cost(choice.layers))
         self.directory.write("eval.json", result)
         (self.directory.path / "eval.partial.json").unlink(missing_ok=True)
         return result
+
+    def suite(self) -> Suite:
+        """What every model of this run is measured on: ``[eval]``'s recall tasks and held-out sequences."""
+        if self._suite is None:
+            table = self.recipe.eval
+            held_out = self.data().held_out(table.held_out_sequences, table.batch_size)
+            tasks = [
+                build_task(
+                    name, self.tokenizer, table.recall_length, table.recall_depths, table.recall_items, self.recipe.seed
+                )
+                for name in table.recall
+            ]
+            self._suite = Suite(self.tokenizer, tasks, held_out, table.scoring, table.batch_size)
+        return self._suite
+
+    def _cost(self, layers: list[int]) -> dict[str, Any]:
+        models = {"teacher": self.load_teacher(), "hybrid": self.finetune(layers, self.directory.path)}
+        lengths = self.recipe.eval.cost_lengths
+        return measure_cost(models, lengths, progress=lambda line: self.progress(f"cost  {line}"))
 
     def report(self) -> Path:
         """Writes ``info.json`` and ``report.html``."""
@@ -250,23 +274,3 @@ class Pipeline:
 
     def _load(self, path: Path) -> Any:
         return hf.HybridForCausalLM.from_pretrained(path, dtype=torch.float32)
-
-    def _measure(self, model: Any) -> dict[str, Any]:
-        table = self.recipe.eval
-        model = model.eval()
-        held_out = self.data().held_out(table.held_out_sequences, table.batch_size)
-        divergence = evaluate.kl(model, self.load_teacher(), held_out)
-        half = 1.96 * float(divergence.std()) / max(1, len(divergence)) ** 0.5 if len(divergence) > 1 else 0.0
-        mean = float(divergence.mean())
-        recall = {}
-        for name in table.recall:
-            task = evaluate.build_task(name, self.tokenizer, table.recall_length, table.recall_items, self.recipe.seed)
-            score = evaluate.score_recall(model, self.tokenizer, task, table.batch_size)
-            low, high = score.interval
-            recall[task.name] = {"accuracy": score.accuracy, "low": low, "high": high, "answers": score.answers}
-        return {
-            "kl": mean,
-            "kl_interval": [mean - half, mean + half],
-            "perplexity": evaluate.perplexity(model, held_out),
-            "recall": recall,
-        }

@@ -7,11 +7,12 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 from hybridattn import _C
+from hybridattn.evaluate import Scoring
 from hybridattn.validation import validated
 
 
@@ -107,15 +108,27 @@ class StageTable(BaseModel):
         return dict(self.model_extra or {})
 
 
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
 class EvalTable(_Table):
     """``[eval]``: what the finished hybrid and its rivals are measured on."""
 
     held_out_sequences: int = Field(64, ge=1)
     recall: list[str] = Field(default_factory=list)
-    """``needle``, ``key_value`` or paths of jsonl tasks."""
-    recall_length: int = Field(512, ge=16)
+    """Names of ``hybridattn.evaluate.FAMILIES`` (``needle``, ``key_value``, ``phonebook``, ...) or paths of jsonl tasks."""
+    recall_length: Annotated[list[PositiveInt], BeforeValidator(_as_list)] = Field([512], min_length=1)
+    """Tokens per text: one number or several."""
+    recall_depths: list[Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=list)
+    """Where in the context stands what is asked, 0 to 1; anywhere when empty."""
     recall_items: int = Field(64, ge=1)
+    """Texts per length and depth."""
+    scoring: Scoring = "generate"
+    """``generate`` lets each model write its answers; ``forced`` takes one forward pass per text."""
     batch_size: int = Field(8, ge=1)
+    cost_lengths: list[PositiveInt] = Field(default_factory=list)
+    """Tokens of context at which time, memory and cache of teacher and hybrid are measured; not at all when empty."""
 
 
 class CompareTable(_Table):
