@@ -8,7 +8,7 @@
 
 /// Rows of a sub-chunk: whole tiles and whole vectors.
 template <class T>
-inline constexpr int kSubChunk = kPadding<T>;
+inline constexpr int kSubChunk = Exact::kPadding<T>;
 
 /// Whose decay a row reads the state under: its own gate's too, or only those before it.
 enum class Reads { after_decay, before_decay };
@@ -218,7 +218,7 @@ inline void channel_error(const ChannelChunk<T>& chunk, Matrix<T> state, Matrix<
       tile.each([&](int i, int j, Vector<T>& c)
                     HYBRIDATTN_INLINE_LAMBDA { c = load<T>(chunk.v.at(row + i, column + j)) - c; });
     } else {
-      tile.add(chunk.reads_k, chunk.v, row, column, 0, row + kTileRows);
+      tile.add(chunk.reads_k, chunk.v, row, column, 0, row + tile.kRows);
     }
     tile.store_to(to, row, column);
   });

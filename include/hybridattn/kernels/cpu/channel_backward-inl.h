@@ -203,7 +203,7 @@ inline void gradient_through_end(const ChannelChunk<T>& chunk, Matrix<T> x, Matr
 template <class T>
 inline void gradient_of_solution(const ChannelChunk<T>& chunk, ChannelBackwardMatrices<T>& m, Matrix<T> scores,
                                  Matrix<T> written_transposed) {
-  for_tiles<T, true>(chunk.rows, chunk.values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+  for_tiles<T, Exact, true>(chunk.rows, chunk.values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
     tile.zero();
     tile.add_transposed(written_transposed, m.grad_state, row, column, 0, chunk.keys);
     tile.add_transposed(scores, m.grad_out, row, column, row, chunk.rows);

@@ -34,9 +34,9 @@ inline void channel_forward(const ForwardTask<T>& task) {
     for_tiles<T>(chunk.rows, values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
       tile.zero();
       tile.add(chunk.decayed_q, state, row, column, 0, keys);
-      tile.add(chunk.scores, x, row, column, 0, row + kTileRows);
+      tile.add(chunk.scores, x, row, column, 0, row + tile.kRows);
       if constexpr (R::generalised) {
-        tile.add(chunk.b_scores, solution, row, column, 0, row + kTileRows);
+        tile.add(chunk.b_scores, solution, row, column, 0, row + tile.kRows);
       }
       tile.store_to(out, row, column);
     });

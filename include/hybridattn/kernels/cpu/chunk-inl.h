@@ -2,20 +2,6 @@
 // inside a set's namespace and target region. Symbols as in docs/method.md: gamma the inclusive cumulative log decay,
 // Gamma_ij = exp(gamma_i - gamma_j) for j <= i.
 
-/// Rows of a matrix in scratch memory are a vector further apart than they must be: a power of two would put whole
-/// columns into few sets of the first cache.
-template <class T>
-HYBRIDATTN_INLINE int row_stride(int columns) {
-  return columns + Lanes<T>::count;
-}
-
-/// Memory: an Arena or an ArenaSize.
-template <class T, class Memory>
-HYBRIDATTN_INLINE Matrix<T> matrix(Memory& memory, int rows, int columns) {
-  const int stride = row_stride<T>(columns);
-  return {memory.template take<T>(static_cast<size_t>(rows) * stride), stride};
-}
-
 /// Gates of a chunk, one entry per row.
 template <class T>
 struct ChunkGates {
@@ -33,27 +19,28 @@ struct ChunkGates {
   }
 };
 
-template <class T>
+template <class T, class Products = Exact>
 struct Chunk {
-  int tokens = 0, rows = 0, keys = 0, values = 0; // `rows`, `keys` and `values` are padded
-  Matrix<T> q, k, v;                              // scale Q, K, V
-  Matrix<T> q_rows, k_rows;                       // Q, K as left factors of products over channels
-  Matrix<T> k_transposed;                         // [K, C], as a right factor of such a product
-  Matrix<T> k_columns;                            // K as a left factor, transposed, of products over tokens
-  Matrix<T> weight;                               // Gamma, on and below the diagonal
-  Matrix<T> key_pairs;                            // strictlower(K K^T .* Gamma)
-  Matrix<T> scores;                               // P = lower(scale Q K^T .* Gamma)
+  int tokens = 0, rows = 0, keys = 0, values = 0;           // `rows`, `keys` and `values` are padded
+  Matrix<T> q, k, v;                                        // Q (per channel: scale Q), K, V
+  Factor<T, Products, Role::left> q_rows, k_rows;           // of products over channels
+  Factor<T, Products, Role::right_transposed> k_transposed; // [K, C], of products over channels
+  Factor<T, Products, Role::left_transposed> k_columns;     // of products over tokens
+  Matrix<T> weight;                                         // Gamma, on and below the diagonal
+  Matrix<T> key_pairs;                                      // strictlower(K K^T .* Gamma)
+  Matrix<T> scores;                                         // P = scale lower(Q K^T .* Gamma)
   ChunkGates<T> gates;
 
-  template <class Products = Exact, class Memory>
+  template <class Memory>
   void take(Memory& memory, int most_rows) {
-    q_rows = Products::template take<T>(memory, most_rows, keys / Products::kTerms);
-    k_rows = Products::template take<T>(memory, most_rows, keys / Products::kTerms);
-    k_columns = Products::template take<T>(memory, most_rows / Products::kTerms, keys);
+    for (auto* factor : {&q_rows, &k_rows}) {
+      factor->take(memory, most_rows, keys);
+    }
+    k_transposed.take(memory, most_rows, keys);
+    k_columns.take(memory, most_rows, keys);
     q = matrix<T>(memory, most_rows, keys);
     k = matrix<T>(memory, most_rows, keys);
     v = matrix<T>(memory, most_rows, values);
-    k_transposed = matrix<T>(memory, keys, most_rows);
     for (auto* square : {&weight, &key_pairs, &scores}) {
       *square = matrix<T>(memory, most_rows, most_rows);
     }
@@ -63,31 +50,31 @@ struct Chunk {
 
 /// Padding rows get no decay and no beta: they leave the state as it is.
 template <class R, class T>
-inline void load_gates(const ChunkInputs<T>& in, int64_t begin, const Chunk<T>& chunk, ChunkGates<T>& gates) {
+inline void load_gates(const ChunkInputs<T>& in, int64_t begin, int tokens, int rows, ChunkGates<T>& gates) {
   if constexpr (R::corrects) {
-    for (int i = 0; i < chunk.rows; ++i) {
-      gates.beta[i] = i < chunk.tokens ? in.beta[(begin + i) * in.gate_stride] : T(0);
+    for (int i = 0; i < rows; ++i) {
+      gates.beta[i] = i < tokens ? in.beta[(begin + i) * in.gate_stride] : T(0);
     }
   }
   if constexpr (R::gated) {
     constexpr double kReset = -1e4; // -inf or less than this: the state is forgotten, exp(kReset) is 0
     double gamma = 0;
-    for (int i = 0; i < chunk.rows; ++i) {
-      if (i < chunk.tokens) {
+    for (int i = 0; i < rows; ++i) {
+      if (i < tokens) {
         const double gate = static_cast<double>(in.g[(begin + i) * in.gate_stride]);
         gamma += gate < kReset ? kReset : gate;
       }
       gates.high[i] = static_cast<T>(gamma);
       gates.low[i] = static_cast<T>(gamma - static_cast<double>(gates.high[i]));
     }
-    const Vector<T> high = broadcast<T>(gates.high[chunk.rows - 1]), low = broadcast<T>(gates.low[chunk.rows - 1]);
-    for (int i = 0; i < chunk.rows; i += Lanes<T>::count) {
+    const Vector<T> high = broadcast<T>(gates.high[rows - 1]), low = broadcast<T>(gates.low[rows - 1]);
+    for (int i = 0; i < rows; i += Lanes<T>::count) {
       const auto part_high = load<T>(gates.high + i), part_low = load<T>(gates.low + i);
       const auto decay = exp_of_nonpositive<T>(part_high);
       store<T>(gates.decay + i, fma(decay, part_low, decay)); // exp(high + low), low being tiny
       store<T>(gates.remaining + i, exp_of_nonpositive<T>((high - part_high) + (low - part_low)));
     }
-    gates.total = gates.decay[chunk.rows - 1];
+    gates.total = gates.decay[rows - 1];
   }
 }
 
@@ -113,68 +100,65 @@ inline void decay_weights(const ChunkGates<T>& gates, int rows, Matrix<T> weight
   }
 }
 
-/// Calls f(tile, row, column) for the tiles of a [rows, rows] matrix that reach the diagonal or lie below it.
-template <class T, class F>
+/// Calls f(tile, row, column) for the tiles of a [rows, rows] matrix that reach the diagonal or lie below it. What f
+/// leaves in them above the diagonal must be 0: products may read it.
+template <class T, class Products = Exact, class F>
 HYBRIDATTN_INLINE void for_lower_tiles(int rows, F&& f) {
-  for_tiles<T>(rows, rows, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
-    if (column < row + kTileRows) {
+  for_tiles<T, Products>(rows, rows, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+    if (column < row + tile.kRows) {
       f(tile, row, column);
     }
   });
 }
 
 /// to = factor lower(X K^T .* Gamma), or strictlower; x as a left factor.
-template <class R, bool Strict, class Products, class T>
-inline void decayed_pairs(const Chunk<T>& chunk, Matrix<T> x, T factor, Matrix<T> to) {
-  for_lower_tiles<T>(chunk.rows, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+template <class R, bool Strict, class T, class Products>
+inline void decayed_pairs(const Chunk<T, Products>& chunk, Matrix<T> x, T factor, Matrix<T> to) {
+  for_lower_tiles<T, Products>(chunk.rows, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
     tile.zero();
-    tile.template add<Products>(x, chunk.k_transposed, row, column, 0, chunk.keys / Products::kTerms);
+    tile.template add<Products>(x, chunk.k_transposed, row, column, 0, chunk.keys);
     tile.each([&](int i, int j, Vector<T>& c) HYBRIDATTN_INLINE_LAMBDA {
-      if constexpr (Products::kTerms > 1 && !Strict) {
-        c *= factor;
-      }
+      c *= factor;
       if constexpr (R::gated) {
-        c = column + j < row + kTileRows ? c * load<T>(chunk.weight.at(row + i, column + j)) : c;
+        c = column + j < row + tile.kRows ? c * load<T>(chunk.weight.at(row + i, column + j)) : c;
       }
       store<T>(to.at(row + i, column + j), up_to<T>(row + i - (Strict ? 1 : 0), column + j, c));
     });
   });
 }
 
-/// Rows of the chunk that starts at token `begin`, its gates and its triangular matrices. Exact products read q scaled;
-/// narrower ones read q as it is, which rounds nothing if it came that narrow, and results are scaled.
-template <class R, class Products = Exact, class T>
-inline void load_chunk(const ChunkInputs<T>& in, int64_t begin, Chunk<T>& chunk) {
-  constexpr bool kExact = Products::kTerms == 1;
+/// Rows of the chunk that starts at token `begin`, its gates and its triangular matrices.
+template <class R, class T, class Products>
+inline void load_chunk(const ChunkInputs<T>& in, int64_t begin, Chunk<T, Products>& chunk) {
   chunk.tokens = static_cast<int>(in.tokens - begin < in.chunk ? in.tokens - begin : in.chunk);
-  chunk.rows = padded<T>(chunk.tokens);
+  chunk.rows = padded<T, Products>(chunk.tokens);
   const int rows = chunk.rows, keys = chunk.keys;
-  read_rows<T>(in.q.from(begin), chunk.tokens, in.key_dim, kExact ? in.scale : T(1), rows, keys, chunk.q);
+  read_rows<T>(in.q.from(begin), chunk.tokens, in.key_dim, T(1), rows, keys, chunk.q);
   read_rows<T>(in.k.from(begin), chunk.tokens, in.key_dim, T(1), rows, keys, chunk.k);
   read_rows<T>(in.v.from(begin), chunk.tokens, in.value_dim, T(1), rows, chunk.values, chunk.v);
-  chunk.q_rows = Products::template along_rows<T>(chunk.q, rows, keys, chunk.q_rows);
-  chunk.k_rows = Products::template along_rows<T>(chunk.k, rows, keys, chunk.k_rows);
-  chunk.k_columns = Products::template along_columns<T>(chunk.k, rows, keys, chunk.k_columns);
-  transpose<T>(chunk.k_rows, rows, keys / Products::kTerms, chunk.k_transposed);
-  load_gates<R>(in, begin, chunk, chunk.gates);
+  chunk.q_rows.set(chunk.q, rows, keys);
+  chunk.k_rows.set(chunk.k, rows, keys);
+  chunk.k_transposed.set(chunk.k, rows, keys);
+  chunk.k_columns.set(chunk.k, rows, keys);
+  load_gates<R>(in, begin, chunk.tokens, rows, chunk.gates);
   if constexpr (R::gated) {
     decay_weights<T>(chunk.gates, rows, chunk.weight);
   }
-  decayed_pairs<R, false, Products>(chunk, chunk.q_rows, in.scale, chunk.scores);
+  decayed_pairs<R, false, T>(chunk, chunk.q_rows, in.scale, chunk.scores);
   if constexpr (R::corrects) {
-    decayed_pairs<R, true, Products>(chunk, chunk.k_rows, T(1), chunk.key_pairs);
+    decayed_pairs<R, true, T>(chunk, chunk.k_rows, T(1), chunk.key_pairs);
   }
 }
 
 /// Solves x_i = beta_i r_i, r_i = error_i - sum_{j<i} key_pairs_ij x_j, which is (I + L) X = B (V - D K S). `residual`
 /// holds the error and may be `x`; it gets r.
-template <class T>
-inline void solve(const Chunk<T>& chunk, Matrix<T> residual, Matrix<T> x) {
+template <class T, class Products>
+inline void solve(const Chunk<T, Products>& chunk, Matrix<T> residual, Matrix<T> x) {
   for_tiles<T>(chunk.rows, chunk.values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
     tile.zero();
     tile.add(chunk.key_pairs, x, row, column, 0, row);
 #pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i) {
+    for (int i = 0; i < tile.kRows; ++i) {
       const Vector<T> beta = broadcast<T>(chunk.gates.beta[row + i]);
 #pragma GCC unroll 4
       for (int j = 0; j < tile.kVectors; ++j) {

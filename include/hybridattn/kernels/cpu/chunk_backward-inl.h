@@ -19,17 +19,25 @@ struct RowSums {
 };
 
 /// What backward needs besides the chunk. Names as in docs/method.md.
-template <class T>
+template <class T, class Products>
 struct BackwardMatrices {
-  Matrix<T> grad_out, decayed_grad_out;  // dO, D dO [C, V]
-  Matrix<T> read;                        // D K S [C, V]
-  Matrix<T> x, x_transposed;             // X [C, V], [V, C]
-  Matrix<T> grad_x;                      // dX, then B (I + L)^-T dX = dV [C, V]
-  Matrix<T> grad_read;                   // -D dV = dU [C, V]
-  Matrix<T> score_grad, pair_grad;       // A1 and A2: gradients of Q K^T and K K^T [C, C]
-  Matrix<T> start, start_transposed;     // S [K, V], [V, K]
-  Matrix<T> grad_state, grad_transposed; // dS [K, V], [V, K]
-  Matrix<T> result;                      // dQ or dK [C, K] on its way out
+  template <Role R>
+  using Of = Factor<T, Products, R>;
+
+  Matrix<T> grad_out, decayed_grad_out; // dO, scale D dO [C, V]
+  Matrix<T> read;                       // D K S [C, V]
+  Matrix<T> x;                          // X [C, V]
+  Matrix<T> grad_x;                     // dX, then B (I + L)^-T dX = dV [C, V]
+  Matrix<T> grad_read;                  // -D dV = dU [C, V]
+  Matrix<T> score_grad, pair_grad;      // A1 (times scale) and A2: gradients of Q K^T and K K^T [C, C]
+  Matrix<T> start, grad_state;          // S, dS [K, V]
+  Matrix<T> result;                     // dQ or dK [C, K] on its way out
+  Of<Role::left> grad_out_rows, decayed_grad_out_rows, x_rows, grad_x_rows, grad_read_rows;
+  Of<Role::right> grad_out_factor, decayed_grad_out_factor, grad_read_factor, start_factor, grad_state_factor;
+  Of<Role::right> q_factor, k_factor;
+  Of<Role::right_transposed> x_transposed, start_transposed, grad_transposed; // [V, C], [V, K], [V, K]
+  Of<Role::left> score_grad_rows, pair_grad_rows;
+  Of<Role::left_transposed> score_columns, score_grad_columns, pair_grad_columns, q_columns;
   RowSums<T> gamma_sums, key_sums, beta_sums;
   T* column_sums = nullptr;
 
@@ -38,14 +46,34 @@ struct BackwardMatrices {
     for (auto* m : {&grad_out, &decayed_grad_out, &read, &x, &grad_x, &grad_read}) {
       *m = matrix<T>(memory, rows, values);
     }
-    x_transposed = matrix<T>(memory, values, rows);
     score_grad = matrix<T>(memory, rows, rows);
     pair_grad = matrix<T>(memory, rows, rows);
     start = matrix<T>(memory, keys, values);
     grad_state = matrix<T>(memory, keys, values);
-    start_transposed = matrix<T>(memory, values, keys);
-    grad_transposed = matrix<T>(memory, values, keys);
     result = matrix<T>(memory, rows, keys);
+    for (auto* factor : {&grad_out_rows, &decayed_grad_out_rows, &x_rows, &grad_x_rows, &grad_read_rows}) {
+      factor->take(memory, rows, values);
+    }
+    for (auto* factor : {&grad_out_factor, &decayed_grad_out_factor, &grad_read_factor}) {
+      factor->take(memory, rows, values);
+    }
+    for (auto* factor : {&start_factor, &grad_state_factor}) {
+      factor->take(memory, keys, values);
+    }
+    for (auto* factor : {&q_factor, &k_factor}) {
+      factor->take(memory, rows, keys);
+    }
+    x_transposed.take(memory, rows, values);
+    for (auto* factor : {&start_transposed, &grad_transposed}) {
+      factor->take(memory, keys, values);
+    }
+    for (auto* factor : {&score_grad_rows, &pair_grad_rows}) {
+      factor->take(memory, rows, rows);
+    }
+    for (auto* factor : {&score_columns, &score_grad_columns, &pair_grad_columns}) {
+      factor->take(memory, rows, rows);
+    }
+    q_columns.take(memory, rows, keys);
     for (auto* sums : {&gamma_sums, &key_sums, &beta_sums}) {
       sums->take(memory, rows);
     }
@@ -54,12 +82,12 @@ struct BackwardMatrices {
 };
 
 /// x = X and, for rules that correct, read = D K S and chunk.v = r of `solve`.
-template <class R, class T>
-inline void recompute_writes(const Chunk<T>& chunk, BackwardMatrices<T>& m) {
+template <class R, class T, class Products>
+inline void recompute_writes(const Chunk<T, Products>& chunk, BackwardMatrices<T, Products>& m) {
   if constexpr (R::corrects) {
-    for_tiles<T>(chunk.rows, chunk.values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+    for_tiles<T, Products>(chunk.rows, chunk.values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
       tile.zero();
-      tile.add(chunk.k, m.start, row, column, 0, chunk.keys);
+      tile.template add<Products>(chunk.k_rows, m.start_factor, row, column, 0, chunk.keys);
       tile.each([&](int i, int j, Vector<T> read) HYBRIDATTN_INLINE_LAMBDA {
         if constexpr (R::gated) {
           read *= broadcast<T>(chunk.gates.decay[row + i]);
@@ -77,20 +105,20 @@ inline void recompute_writes(const Chunk<T>& chunk, BackwardMatrices<T>& m) {
 
 /// On entry the tile holds dX; it gets B y, y = dX - strictupper(key_pairs^T) B y, of which `solved` holds the rows
 /// below. Adds the gradient of beta, y . r.
-template <class T, class Tile>
-HYBRIDATTN_INLINE void solve_transposed(const Chunk<T>& chunk, Matrix<T> r, Matrix<T> solved, RowSums<T>& beta_sums,
-                                        Tile& tile, int row, int column) {
+template <class T, class Products, class Tile>
+HYBRIDATTN_INLINE void solve_transposed(const Chunk<T, Products>& chunk, Matrix<T> r, Matrix<T> solved,
+                                        RowSums<T>& beta_sums, Tile& tile, int row, int column) {
   tile.each([&](int, int, Vector<T>& c) HYBRIDATTN_INLINE_LAMBDA { c = -c; });
-  tile.add_transposed(chunk.key_pairs, solved, row, column, row + kTileRows, chunk.rows);
+  tile.add_transposed(chunk.key_pairs, solved, row, column, row + tile.kRows, chunk.rows);
 #pragma GCC unroll 16
-  for (int i = kTileRows - 1; i >= 0; --i) {
+  for (int i = tile.kRows - 1; i >= 0; --i) {
     const Vector<T> beta = broadcast<T>(chunk.gates.beta[row + i]);
     Vector<T> along_row = {};
 #pragma GCC unroll 4
     for (int j = 0; j < tile.kVectors; ++j) {
       Vector<T> y = -tile.c[i][j];
 #pragma GCC unroll 16
-      for (int after = kTileRows - 1; after > i; --after) {
+      for (int after = tile.kRows - 1; after > i; --after) {
         y = fma(broadcast<T>(-*chunk.key_pairs.at(row + after, row + i)), tile.c[after][j], y);
       }
       along_row = fma(y, load<T>(r.at(row + i, column + j * tile.kLanes)), along_row);
@@ -102,16 +130,16 @@ HYBRIDATTN_INLINE void solve_transposed(const Chunk<T>& chunk, Matrix<T> r, Matr
 
 /// dX = P^T dO + R K dS; for rules that correct then dV = B y, y = dX - strictupper(key_pairs^T) dV, and the gradient
 /// of beta, y . r.
-template <class R, class T>
-inline void gradient_of_writes(const Chunk<T>& chunk, BackwardMatrices<T>& m) {
-  for_tiles<T, true>(chunk.rows, chunk.values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+template <class R, class T, class Products>
+inline void gradient_of_writes(const Chunk<T, Products>& chunk, BackwardMatrices<T, Products>& m) {
+  for_tiles<T, Products, true>(chunk.rows, chunk.values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
     tile.zero();
-    tile.add(chunk.k, m.grad_state, row, column, 0, chunk.keys);
+    tile.template add<Products>(chunk.k_rows, m.grad_state_factor, row, column, 0, chunk.keys);
     if constexpr (R::gated) {
       tile.each([&](int i, int, Vector<T>& c)
                     HYBRIDATTN_INLINE_LAMBDA { c *= broadcast<T>(chunk.gates.remaining[row + i]); });
     }
-    tile.add_transposed(chunk.scores, m.grad_out, row, column, row, chunk.rows);
+    tile.template add_transposed<Products>(m.score_columns, m.grad_out_factor, row, column, row, chunk.rows);
     if constexpr (R::corrects) {
       solve_transposed<T>(chunk, chunk.v, m.grad_x, m.beta_sums, tile, row, column);
     }
@@ -119,23 +147,26 @@ inline void gradient_of_writes(const Chunk<T>& chunk, BackwardMatrices<T>& m) {
   });
 }
 
-/// to = sign lower(left X^T .* Gamma) (or strictlower), the gradient of the products inside `pairs`; the gradient of
+/// to = factor lower(left X^T .* Gamma) (or strictlower), the gradient of the products inside `pairs`; the gradient of
 /// gamma through Gamma is sign left X^T .* pairs, added along rows and columns.
-template <class R, bool Strict, class T>
-inline void gradient_of_pairs(const Chunk<T>& chunk, BackwardMatrices<T>& m, Matrix<T> left, T sign, Matrix<T> pairs,
-                              Matrix<T> to) {
-  for_lower_tiles<T>(chunk.rows, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+template <class R, bool Strict, class T, class Products>
+inline void gradient_of_pairs(const Chunk<T, Products>& chunk, BackwardMatrices<T, Products>& m, Matrix<T> left, T sign,
+                              T factor, Matrix<T> pairs, Matrix<T> to) {
+  for_lower_tiles<T, Products>(chunk.rows, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
     tile.zero();
-    tile.add(left, m.x_transposed, row, column, 0, chunk.values);
+    tile.template add<Products>(left, m.x_transposed, row, column, 0, chunk.values);
 #pragma GCC unroll 4
     for (int j = 0; j < tile.kVectors; ++j) {
       const int at = column + j * tile.kLanes;
-      if (at >= row + kTileRows) {
-        continue; // a vector wholly above the diagonal
+      if (at >= row + tile.kRows) { // a vector wholly above the diagonal
+        for (int i = 0; i < tile.kRows; ++i) {
+          store<T>(to.at(row + i, at), Vector<T>{});
+        }
+        continue;
       }
       Vector<T> down_column = {};
 #pragma GCC unroll 16
-      for (int i = 0; i < kTileRows; ++i) {
+      for (int i = 0; i < tile.kRows; ++i) {
         Vector<T> c = up_to<T>(row + i - (Strict ? 1 : 0), at, tile.c[i][j] * sign);
         if constexpr (R::gated) {
           const Vector<T> through_decay = c * load<T>(pairs.at(row + i, at));
@@ -143,7 +174,7 @@ inline void gradient_of_pairs(const Chunk<T>& chunk, BackwardMatrices<T>& m, Mat
           down_column += through_decay;
           c *= load<T>(chunk.weight.at(row + i, at));
         }
-        store<T>(to.at(row + i, at), c);
+        store<T>(to.at(row + i, at), c * factor);
       }
       if constexpr (R::gated) {
         store<T>(m.column_sums + at, load<T>(m.column_sums + at) + down_column);
@@ -152,40 +183,39 @@ inline void gradient_of_pairs(const Chunk<T>& chunk, BackwardMatrices<T>& m, Mat
   });
 }
 
-/// dQ = scale (A1 K + D dO S^T)
-template <class R, class T>
-inline void gradient_of_queries(const Chunk<T>& chunk, BackwardMatrices<T>& m, T scale) {
-  for_tiles<T>(chunk.rows, chunk.keys, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+/// dQ = scale A1 K + scale D dO S^T
+template <class R, class T, class Products>
+inline void gradient_of_queries(const Chunk<T, Products>& chunk, BackwardMatrices<T, Products>& m) {
+  for_tiles<T, Products>(chunk.rows, chunk.keys, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
     tile.zero();
-    tile.add(m.decayed_grad_out, m.start_transposed, row, column, 0, chunk.values);
+    tile.template add<Products>(m.decayed_grad_out_rows, m.start_transposed, row, column, 0, chunk.values);
     if constexpr (R::gated) {
       tile.each([&](int i, int j, Vector<T> c) HYBRIDATTN_INLINE_LAMBDA {
         m.gamma_sums.add(row + i, c * load<T>(chunk.q.at(row + i, column + j)));
       });
     }
-    tile.add(m.score_grad, chunk.k, row, column, 0, row + kTileRows);
-    tile.each([&](int, int, Vector<T>& c) HYBRIDATTN_INLINE_LAMBDA { c *= scale; });
+    tile.template add<Products>(m.score_grad_rows, m.k_factor, row, column, 0, row + tile.kRows);
     tile.store_to(m.result, row, column);
   });
 }
 
-/// dK = A1^T scale Q + R X dS^T + (A2 + A2^T) K + dU S^T
-template <class R, class T>
-inline void gradient_of_keys(const Chunk<T>& chunk, BackwardMatrices<T>& m) {
-  for_tiles<T>(chunk.rows, chunk.keys, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+/// dK = scale A1^T Q + R X dS^T + (A2 + A2^T) K + dU S^T
+template <class R, class T, class Products>
+inline void gradient_of_keys(const Chunk<T, Products>& chunk, BackwardMatrices<T, Products>& m) {
+  for_tiles<T, Products>(chunk.rows, chunk.keys, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
     tile.zero();
-    tile.add(m.x, m.grad_transposed, row, column, 0, chunk.values);
+    tile.template add<Products>(m.x_rows, m.grad_transposed, row, column, 0, chunk.values);
     if constexpr (R::gated) {
       tile.each([&](int i, int j, Vector<T>& c) HYBRIDATTN_INLINE_LAMBDA {
         c *= broadcast<T>(chunk.gates.remaining[row + i]);
         m.key_sums.add(row + i, c * load<T>(chunk.k.at(row + i, column + j)));
       });
     }
-    tile.add_transposed(m.score_grad, chunk.q, row, column, row, chunk.rows);
+    tile.template add_transposed<Products>(m.score_grad_columns, m.q_factor, row, column, row, chunk.rows);
     if constexpr (R::corrects) {
-      tile.add(m.pair_grad, chunk.k, row, column, 0, row + kTileRows);
-      tile.add_transposed(m.pair_grad, chunk.k, row, column, row, chunk.rows);
-      tile.add(m.grad_read, m.start_transposed, row, column, 0, chunk.values);
+      tile.template add<Products>(m.pair_grad_rows, m.k_factor, row, column, 0, row + tile.kRows);
+      tile.template add_transposed<Products>(m.pair_grad_columns, m.k_factor, row, column, row, chunk.rows);
+      tile.template add<Products>(m.grad_read_rows, m.start_transposed, row, column, 0, chunk.values);
     }
     tile.store_to(m.result, row, column);
   });
@@ -193,9 +223,9 @@ inline void gradient_of_keys(const Chunk<T>& chunk, BackwardMatrices<T>& m) {
 
 /// The gradients of g: those of gamma summed from each token to the chunk's end. `along_states` is <S, dS>
 /// exp(gamma_C).
-template <class R, class T>
-inline void store_gate_gradients(const BackwardTask<T>& task, int64_t begin, const Chunk<T>& chunk,
-                                 const BackwardMatrices<T>& m, T along_states) {
+template <class R, class T, class Products>
+inline void store_gate_gradients(const BackwardTask<T>& task, int64_t begin, const Chunk<T, Products>& chunk,
+                                 const BackwardMatrices<T, Products>& m, T along_states) {
   if constexpr (R::corrects) {
     for (int i = 0; i < chunk.tokens; ++i) {
       task.grad_beta[(begin + i) * task.grad_gate_stride] = m.beta_sums.of(i);
@@ -214,16 +244,54 @@ inline void store_gate_gradients(const BackwardTask<T>& task, int64_t begin, con
   }
 }
 
-/// R: a rule with `gated` (a log decay per head) and `corrects` (the delta rule).
-template <class R, class T>
+/// dU = -D dV, and what gamma gets of it: -dV . D K S along rows.
+template <class R, class T, class Products>
+inline void gradient_of_reads(const Chunk<T, Products>& chunk, BackwardMatrices<T, Products>& m) {
+  for (int row = 0; row < chunk.rows; ++row) {
+    const Vector<T> decay = broadcast<T>(R::gated ? -chunk.gates.decay[row] : T(-1));
+    Vector<T> along_row = {};
+    for (int column = 0; column < chunk.values; column += Lanes<T>::count) {
+      const Vector<T> grad = load<T>(m.grad_x.at(row, column));
+      store<T>(m.grad_read.at(row, column), decay * grad);
+      along_row = fma(-grad, load<T>(m.read.at(row, column)), along_row);
+    }
+    m.gamma_sums.add(row, along_row);
+  }
+}
+
+/// dS = exp(gamma_C) dS + Q^T (scale D dO) + K^T dU. Returns <S, dS> exp(gamma_C).
+template <class R, class T, class Products>
+inline T gradient_of_state(const Chunk<T, Products>& chunk, BackwardMatrices<T, Products>& m) {
+  Vector<T> along_states = {};
+  for_tiles<T, Products>(chunk.keys, chunk.values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+    tile.fill([&](int i, int j) HYBRIDATTN_INLINE_LAMBDA {
+      Vector<T> grad = load<T>(m.grad_state.at(row + i, column + j));
+      if constexpr (R::gated) {
+        grad *= chunk.gates.total;
+        along_states = fma(grad, load<T>(m.start.at(row + i, column + j)), along_states);
+      }
+      return grad;
+    });
+    tile.template add_transposed<Products>(m.q_columns, m.decayed_grad_out_factor, row, column, 0, chunk.rows);
+    if constexpr (R::corrects) {
+      tile.template add_transposed<Products>(chunk.k_columns, m.grad_read_factor, row, column, 0, chunk.rows);
+    }
+    tile.store_to(m.grad_state, row, column);
+  });
+  return sum<T>(along_states);
+}
+
+/// R: a rule with `gated` (a log decay per head) and `corrects` (the delta rule). Triangular systems are always solved
+/// exactly.
+template <class R, class T, class Products = Exact>
 inline void chunk_backward(const BackwardTask<T>& task) {
-  constexpr int kLanes = Lanes<T>::count;
-  Chunk<T> chunk;
-  chunk.keys = padded<T>(task.key_dim);
-  chunk.values = padded<T>(task.value_dim);
+  [[maybe_unused]] const typename Products::Scope scope;
+  Chunk<T, Products> chunk;
+  chunk.keys = padded<T, Products>(task.key_dim);
+  chunk.values = padded<T, Products>(task.value_dim);
   const int keys = chunk.keys, values = chunk.values;
-  const int most_rows = padded<T>(task.tokens < task.chunk ? task.tokens : task.chunk);
-  BackwardMatrices<T> m;
+  const int most_rows = padded<T, Products>(task.tokens < task.chunk ? task.tokens : task.chunk);
+  BackwardMatrices<T, Products> m;
   Arena::of_this_thread().lay_out([&](auto& memory) {
     chunk.take(memory, most_rows);
     m.take(memory, most_rows, keys, values);
@@ -243,55 +311,48 @@ inline void chunk_backward(const BackwardTask<T>& task) {
       sums->clear(rows);
     }
     __builtin_memset(m.column_sums, 0, sizeof(T) * rows);
-
-    recompute_writes<R>(chunk, m);
-    gradient_of_writes<R>(chunk, m);
-    transpose<T>(m.x, rows, values, m.x_transposed);
-    transpose<T>(m.start, keys, values, m.start_transposed);
-    transpose<T>(m.grad_state, keys, values, m.grad_transposed);
-    gradient_of_pairs<R, false>(chunk, m, m.grad_out, T(1), chunk.scores, m.score_grad);
-    if constexpr (R::gated) {
-      scale_rows<T>(m.grad_out, chunk.gates.decay, rows, values, m.decayed_grad_out);
-    } else {
-      m.decayed_grad_out = m.grad_out;
-    }
-    if constexpr (R::corrects) {
-      gradient_of_pairs<R, true>(chunk, m, m.grad_x, T(-1), chunk.key_pairs, m.pair_grad);
-      for (int row = 0; row < rows; ++row) {
-        const Vector<T> decay = broadcast<T>(R::gated ? -chunk.gates.decay[row] : T(-1));
-        Vector<T> along_row = {};
-        for (int column = 0; column < values; column += kLanes) {
-          const Vector<T> grad = load<T>(m.grad_x.at(row, column));
-          store<T>(m.grad_read.at(row, column), decay * grad);
-          along_row = fma(-grad, load<T>(m.read.at(row, column)), along_row);
-        }
-        m.gamma_sums.add(row, along_row);
+    for (int row = 0; row < rows; ++row) {
+      const Vector<T> factor = broadcast<T>(R::gated ? task.scale * chunk.gates.decay[row] : task.scale);
+      for (int column = 0; column < values; column += Lanes<T>::count) {
+        store<T>(m.decayed_grad_out.at(row, column), factor * load<T>(m.grad_out.at(row, column)));
       }
     }
-    gradient_of_queries<R>(chunk, m, task.scale);
+    m.q_factor.set(chunk.q, rows, keys);
+    m.q_columns.set(chunk.q, rows, keys);
+    m.k_factor.set(chunk.k, rows, keys);
+    m.score_columns.set(chunk.scores, rows, rows);
+    m.start_factor.set(m.start, keys, values);
+    m.start_transposed.set(m.start, keys, values);
+    m.grad_state_factor.set(m.grad_state, keys, values);
+    m.grad_transposed.set(m.grad_state, keys, values);
+    m.grad_out_rows.set(m.grad_out, rows, values);
+    m.grad_out_factor.set(m.grad_out, rows, values);
+    m.decayed_grad_out_rows.set(m.decayed_grad_out, rows, values);
+    m.decayed_grad_out_factor.set(m.decayed_grad_out, rows, values);
+
+    recompute_writes<R>(chunk, m);
+    m.x_rows.set(m.x, rows, values);
+    m.x_transposed.set(m.x, rows, values);
+    gradient_of_writes<R>(chunk, m);
+    gradient_of_pairs<R, false, T>(chunk, m, m.grad_out_rows, T(1), task.scale, chunk.scores, m.score_grad);
+    m.score_grad_rows.set(m.score_grad, rows, rows);
+    m.score_grad_columns.set(m.score_grad, rows, rows);
+    if constexpr (R::corrects) {
+      m.grad_x_rows.set(m.grad_x, rows, values);
+      gradient_of_pairs<R, true, T>(chunk, m, m.grad_x_rows, T(-1), T(1), chunk.key_pairs, m.pair_grad);
+      m.pair_grad_rows.set(m.pair_grad, rows, rows);
+      m.pair_grad_columns.set(m.pair_grad, rows, rows);
+      gradient_of_reads<R>(chunk, m);
+      m.grad_read_rows.set(m.grad_read, rows, values);
+      m.grad_read_factor.set(m.grad_read, rows, values);
+    }
+    gradient_of_queries<R>(chunk, m);
     write_rows<T>(m.result, chunk.tokens, task.key_dim, task.grad_q.from(begin));
     gradient_of_keys<R>(chunk, m);
     write_rows<T>(m.result, chunk.tokens, task.key_dim, task.grad_k.from(begin));
     write_rows<T>(m.grad_x, chunk.tokens, task.value_dim, task.grad_v.from(begin));
-
-    // dS = exp(gamma_C) dS + (scale Q)^T D dO + K^T dU
-    Vector<T> along_states = {};
-    for_tiles<T>(keys, values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
-      tile.fill([&](int i, int j) HYBRIDATTN_INLINE_LAMBDA {
-        Vector<T> grad = load<T>(m.grad_state.at(row + i, column + j));
-        if constexpr (R::gated) {
-          grad *= chunk.gates.total;
-          along_states = fma(grad, load<T>(m.start.at(row + i, column + j)), along_states);
-        }
-        return grad;
-      });
-      tile.add_transposed(chunk.q, m.decayed_grad_out, row, column, 0, rows);
-      if constexpr (R::corrects) {
-        tile.add_transposed(chunk.k, m.grad_read, row, column, 0, rows);
-      }
-      tile.store_to(m.grad_state, row, column);
-    });
-    store_gate_gradients<R>(task, begin, chunk, m, sum<T>(along_states));
+    const T along_states = gradient_of_state<R>(chunk, m);
+    store_gate_gradients<R>(task, begin, chunk, m, along_states);
   }
   if (task.grad_initial_state != nullptr) {
     write_rows<T>(m.grad_state, task.key_dim, task.value_dim, Rows<T>::of(task.grad_initial_state, task.state_stride));

@@ -18,26 +18,48 @@
 #define HYBRIDATTN_X86_KERNELS 0
 #endif
 
+#if HYBRIDATTN_X86_KERNELS && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace hybridattn::kernels::cpu {
 
 /// portable: what the compiler makes of 16-byte vectors (SSE2, NEON); avx2: AVX2 and FMA; avx512: AVX-512 F, BW, DQ,
-/// VL; avx512_bf16: also BF16, whose products of bf16 numbers the forward pass takes where its inputs are such.
-enum class InstructionSet { portable, avx2, avx512, avx512_bf16 };
+/// VL; avx512_bf16: also BF16, whose products of bf16 numbers the chunked form takes where its inputs are such; amx:
+/// the same products in tile registers.
+enum class InstructionSet { portable, avx2, avx512, avx512_bf16, amx };
 
-inline constexpr std::array<std::pair<InstructionSet, std::string_view>, 4> kInstructionSets = {
+inline constexpr std::array<std::pair<InstructionSet, std::string_view>, 5> kInstructionSets = {
     {{InstructionSet::portable, "portable"},
      {InstructionSet::avx2, "avx2"},
      {InstructionSet::avx512, "avx512"},
-     {InstructionSet::avx512_bf16, "avx512_bf16"}}};
+     {InstructionSet::avx512_bf16, "avx512_bf16"},
+     {InstructionSet::amx, "amx"}}};
 
 inline std::string_view name(InstructionSet set) {
   return kInstructionSets[static_cast<size_t>(set)].second;
 }
 
+namespace detail {
+/// Whether the operating system lets this process use AMX: Linux grants the memory for its registers when asked.
+inline bool may_use_tiles() {
+#if HYBRIDATTN_X86_KERNELS && defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18; // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+} // namespace detail
+
 /// Whether kernels of this set were compiled and this processor can run them.
 inline bool is_available(InstructionSet set) {
   const auto& cpu = cpu_features();
   switch (set) {
+  case InstructionSet::amx:
+    return cpu.amx_bf16 && cpu.amx_tile && is_available(InstructionSet::avx512_bf16) && detail::may_use_tiles();
   case InstructionSet::avx512_bf16:
     return cpu.avx512_bf16 && is_available(InstructionSet::avx512);
   case InstructionSet::avx512:
@@ -69,7 +91,8 @@ namespace detail {
 inline std::optional<InstructionSet> forced_set;
 
 inline InstructionSet best_instruction_set() {
-  for (const auto set : {InstructionSet::avx512_bf16, InstructionSet::avx512, InstructionSet::avx2}) {
+  for (const auto set :
+       {InstructionSet::amx, InstructionSet::avx512_bf16, InstructionSet::avx512, InstructionSet::avx2}) {
     if (is_available(set)) {
       return set;
     }

@@ -55,6 +55,8 @@ namespace hybridattn::kernels::cpu::avx512_bf16 {
 #include <hybridattn/kernels/cpu/every_kernel-inl.h>
 
 #include <hybridattn/kernels/cpu/pairs-inl.h>
+
+#include <hybridattn/kernels/cpu/amx-inl.h>
 } // namespace hybridattn::kernels::cpu::avx512_bf16
 #pragma GCC pop_options
 #endif
@@ -67,13 +69,15 @@ namespace hybridattn::kernels::cpu {
 
 #if HYBRIDATTN_X86_KERNELS
 /// AVX-512's kernels, and products of bf16 numbers where the inputs are such.
-template <class R, class T>
-RuleKernels<T> rule_kernels_with_pairs() {
+template <class R, class T, class Products>
+RuleKernels<T> rule_kernels_with_narrow_products() {
   auto kernels = avx512::rule_kernels<R, T>();
   if constexpr (sizeof(T) == sizeof(float) && !R::per_channel) {
     kernels.chunk_forward = [](const ForwardTask<T>& task) {
-      task.q.is_bfloat16 ? avx512_bf16::chunk_forward<R, T, avx512_bf16::Pairs>(task)
-                         : avx512::chunk_forward<R, T>(task);
+      task.q.is_bfloat16 ? avx512_bf16::chunk_forward<R, T, Products>(task) : avx512::chunk_forward<R, T>(task);
+    };
+    kernels.chunk_backward = [](const BackwardTask<T>& task) {
+      task.q.is_bfloat16 ? avx512_bf16::chunk_backward<R, T, Products>(task) : avx512::chunk_backward<R, T>(task);
     };
   }
   return kernels;
@@ -85,8 +89,10 @@ template <class R, class T>
 RuleKernels<T> rule_kernels(InstructionSet set) {
 #if HYBRIDATTN_X86_KERNELS
   switch (set) {
+  case InstructionSet::amx:
+    return rule_kernels_with_narrow_products<R, T, avx512_bf16::Amx>();
   case InstructionSet::avx512_bf16:
-    return rule_kernels_with_pairs<R, T>();
+    return rule_kernels_with_narrow_products<R, T, avx512_bf16::Pairs>();
   case InstructionSet::avx512:
     return avx512::rule_kernels<R, T>();
   case InstructionSet::avx2:
@@ -108,6 +114,7 @@ template <class T, bool StudentIsLeft>
 DivergenceOfRows<T> divergence_of_rows(InstructionSet set) {
 #if HYBRIDATTN_X86_KERNELS
   switch (set) {
+  case InstructionSet::amx:
   case InstructionSet::avx512_bf16:
   case InstructionSet::avx512:
     return avx512::divergence_of_rows<StudentIsLeft, T>;

@@ -109,16 +109,17 @@ HYBRIDATTN_INLINE void transpose_lanes(Vector<T> (&rows)[Lanes<T>::count]) {
   }
 }
 
-/// to [columns, rows] = from [rows, columns]^T; both sizes multiples of the vector's length.
-template <class T>
-inline void transpose(Matrix<T> from, int rows, int columns, Matrix<T> to) {
+/// to [columns, rows] = the transpose of a [rows, columns] matrix of which vector(row, column) is a part of a row; both
+/// sizes multiples of the vector's length.
+template <class T, class VectorAt>
+HYBRIDATTN_INLINE void transpose_blocks(int rows, int columns, Matrix<T> to, VectorAt&& vector) {
   constexpr int kCount = Lanes<T>::count;
   for (int row = 0; row < rows; row += kCount) {
     for (int column = 0; column < columns; column += kCount) {
       Vector<T> block[kCount];
 #pragma GCC unroll 16
       for (int i = 0; i < kCount; ++i) {
-        block[i] = load<T>(from.at(row + i, column));
+        block[i] = vector(row + i, column);
       }
       transpose_lanes<T>(block);
 #pragma GCC unroll 16
@@ -127,6 +128,13 @@ inline void transpose(Matrix<T> from, int rows, int columns, Matrix<T> to) {
       }
     }
   }
+}
+
+/// to [columns, rows] = from [rows, columns]^T; both sizes multiples of the vector's length.
+template <class T>
+inline void transpose(Matrix<T> from, int rows, int columns, Matrix<T> to) {
+  transpose_blocks<T>(rows, columns, to,
+                      [&](int row, int column) HYBRIDATTN_INLINE_LAMBDA { return load<T>(from.at(row, column)); });
 }
 
 HYBRIDATTN_INLINE float widened(Bfloat16 x) {

@@ -1,18 +1,18 @@
-// Registers the linear-attention rules: forward and backward with meta kernels, autograd through the dispatcher.
+// Registration of a linear-attention rule's ops: forward and backward with meta kernels, autograd through the
+// dispatcher.
+#pragma once
+
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <fmt/format.h>
-#include <hybridattn/ops/delta_rule.h>
-#include <hybridattn/ops/dplr_delta_rule.h>
-#include <hybridattn/ops/gated_delta_rule.h>
-#include <hybridattn/ops/gla.h>
-#include <hybridattn/ops/kda.h>
-#include <hybridattn/ops/lightning.h>
-#include <hybridattn/ops/linear_attention.h>
+#include <hybridattn/ops/chunk_rule.h>
+#include <hybridattn/ops/naive_rule.h>
+#include <hybridattn/ops/step_rule.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
+// Internal linkage: every file that includes this registers rules of its own.
 namespace {
 
 using namespace hybridattn::ops;
@@ -196,36 +196,38 @@ void implement_autograd(torch::Library& m) {
   m.impl(op_name<R>("step").c_str(), torch::autograd::autogradNotImplementedFallback());
 }
 
-} // namespace
-
-#define HYBRIDATTN_FOR_EACH_RULE(call, m)                                                                              \
-  call<GatedDeltaRule>(m);                                                                                             \
-  call<DeltaRule>(m);                                                                                                  \
-  call<LightningRule>(m);                                                                                              \
-  call<LinearAttentionRule>(m);                                                                                        \
-  call<GatedLinearAttentionRule>(m);                                                                                   \
-  call<KimiDeltaRule>(m);                                                                                              \
-  call<DplrDeltaRule>(m)
-
-TORCH_LIBRARY_FRAGMENT(hybridattn, m) {
-  HYBRIDATTN_FOR_EACH_RULE(define, m);
-}
-TORCH_LIBRARY_IMPL(hybridattn, CompositeExplicitAutograd, m) {
-  HYBRIDATTN_FOR_EACH_RULE(implement, m);
-}
-TORCH_LIBRARY_IMPL(hybridattn, Meta, m) {
-  HYBRIDATTN_FOR_EACH_RULE(implement_meta, m);
-}
-TORCH_LIBRARY_IMPL(hybridattn, Autograd, m) {
-  HYBRIDATTN_FOR_EACH_RULE(implement_autograd, m);
-}
-
-namespace {
 template <class R>
 void implement_naive(torch::Library& m) {
   m.impl(op_name<R>("naive").c_str(), TORCH_FN(naive<R>));
 }
+
 } // namespace
-TORCH_LIBRARY_IMPL(hybridattn, CompositeImplicitAutograd, m) {
-  HYBRIDATTN_FOR_EACH_RULE(implement_naive, m);
-}
+
+/// Registers the ops of rules, once per file; rules are spread over files that compile side by side.
+#define HYBRIDATTN_REGISTER_RULES(...)                                                                                 \
+  namespace {                                                                                                          \
+  template <class... Rules>                                                                                            \
+  struct Registered {                                                                                                  \
+    static void define_all(torch::Library& m) { (define<Rules>(m), ...); }                                             \
+    static void implement_all(torch::Library& m) { (implement<Rules>(m), ...); }                                       \
+    static void implement_meta_all(torch::Library& m) { (implement_meta<Rules>(m), ...); }                             \
+    static void implement_autograd_all(torch::Library& m) { (implement_autograd<Rules>(m), ...); }                     \
+    static void implement_naive_all(torch::Library& m) { (implement_naive<Rules>(m), ...); }                           \
+  };                                                                                                                   \
+  using RulesOfThisFile = Registered<__VA_ARGS__>;                                                                     \
+  }                                                                                                                    \
+  TORCH_LIBRARY_FRAGMENT(hybridattn, m) {                                                                              \
+    RulesOfThisFile::define_all(m);                                                                                    \
+  }                                                                                                                    \
+  TORCH_LIBRARY_IMPL(hybridattn, CompositeExplicitAutograd, m) {                                                       \
+    RulesOfThisFile::implement_all(m);                                                                                 \
+  }                                                                                                                    \
+  TORCH_LIBRARY_IMPL(hybridattn, Meta, m) {                                                                            \
+    RulesOfThisFile::implement_meta_all(m);                                                                            \
+  }                                                                                                                    \
+  TORCH_LIBRARY_IMPL(hybridattn, Autograd, m) {                                                                        \
+    RulesOfThisFile::implement_autograd_all(m);                                                                        \
+  }                                                                                                                    \
+  TORCH_LIBRARY_IMPL(hybridattn, CompositeImplicitAutograd, m) {                                                       \
+    RulesOfThisFile::implement_naive_all(m);                                                                           \
+  }

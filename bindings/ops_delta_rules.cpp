@@ -1,0 +1,4 @@
+// Rules with the delta update and at most one decay per head.
+#include "ops_rules.h"
+
+HYBRIDATTN_REGISTER_RULES(GatedDeltaRule, DeltaRule)
