@@ -52,6 +52,7 @@
 #include "hybridattn/nn/kimi_delta_attention.h"
 #include "hybridattn/nn/lightning.h"
 #include "hybridattn/nn/linear_attention.h"
+#include "hybridattn/nn/low_rank.h"
 #include "hybridattn/nn/mixer.h"
 #include "hybridattn/nn/mixer_state.h"
 #include "hybridattn/nn/mlp.h"
@@ -61,6 +62,7 @@
 #include "hybridattn/nn/registry.h"
 #include "hybridattn/nn/rwkv.h"
 #include "hybridattn/nn/softmax_attention.h"
+#include "hybridattn/nn/token_shift.h"
 
 #include "hybridattn/io/atomic_file.h"
 #include "hybridattn/io/json_file.h"

@@ -46,6 +46,7 @@ io::TensorMap run_mixer(const Request& request) {
   }
   nn::MixerContext context{.padding_mask = request.optional("padding_mask"),
                            .cu_seqlens = request.optional("cu_seqlens")};
+  auto first = request.optional("first").value_or(at::Tensor());
   const auto cos = request.optional("cos"), sin = request.optional("sin");
   if (cos) {
     context.rotary = {*cos, *sin};
@@ -61,16 +62,25 @@ io::TensorMap run_mixer(const Request& request) {
       if (context.padding_mask) {
         part.padding_mask = context.padding_mask->narrow(1, 0, begin + count);
       }
+      auto first_part = first.defined() ? first.narrow(1, begin, count) : first;
+      part.first_value = &first_part;
       outputs.push_back(mixer->forward(hidden.narrow(1, begin, count), part, &state));
     }
     results["out"] = at::cat(outputs, 1);
     return results;
   }
   hidden.requires_grad_(true);
+  if (first.defined()) {
+    first = first.clone().requires_grad_(true);
+    context.first_value = &first;
+  }
   const auto out = mixer->forward(hidden, context);
   out.backward(request.tensor("gradient"));
   results["out"] = out;
   results["gradient.hidden"] = hidden.grad();
+  if (first.defined()) {
+    results["gradient.first"] = first.grad();
+  }
   for (const auto& item : mixer->named_parameters()) {
     results["gradient." + item.key()] = item.value().grad();
   }

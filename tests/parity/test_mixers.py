@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybridattn.nn import build_mixer
+from hybridattn.nn import FirstValue, build_mixer
 from hybridattn.nn.state import MixerState
 from tolerances import assert_close
 
@@ -33,6 +33,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "rwkv6, everything": ("rwkv6", EVERYTHING | LINEAR | {"state_balancing": False, "output_norm": True}),
     "rwkv7": ("rwkv7", {}),
     "rwkv7, everything": ("rwkv7", EVERYTHING | LINEAR | {"state_balancing": False, "rate_low_rank_dim": 3}),
+    "rwkv6, shifted": ("rwkv6", LINEAR | {"token_shift": "ddlerp", "shift_low_rank_dim": 3}),
+    "rwkv6, group norm": (
+        "rwkv6",
+        {"value_head_dim": 5, "output_norm": True, "group_norm": True, "token_shift": "lerp"},
+    ),
+    "rwkv7, shifted": ("rwkv7", EVERYTHING | {"token_shift": "ddlerp", "output_gate": False}),
+    "rwkv7, value residual": ("rwkv7", LINEAR | {"token_shift": "lerp", "value_residual": True}),
+    "kda, gate of low rank": ("kda", {"output_gate_low_rank_dim": 3, "gate_activation": "sigmoid"}),
+    "rwkv7, gate of low rank": ("rwkv7", {"output_gate_low_rank_dim": 3, "gate_activation": "inner_sigmoid"}),
     "lightning, bare": ("lightning", BARE),
     "lightning, retnet": ("lightning", LINEAR | {"decay_slopes": "retnet"}),
 }
@@ -47,6 +56,23 @@ def inputs(tokens: int, batch: int = 2) -> dict[str, Tensor]:
         "cos": angle.cos(),
         "sin": angle.sin(),
     }
+
+
+def first_values(mixer: Any, tokens: int) -> dict[str, Tensor]:
+    """Values of a first mixer, for a mixer with a value residual."""
+    if not getattr(mixer.options, "value_residual", False):
+        return {}
+    shape = (2, tokens, mixer.options.num_heads, mixer.options.value_head_dim)
+    return {"first": torch.randn(shape, dtype=torch.float64)}
+
+
+def shared(first: dict[str, Tensor]) -> FirstValue | None:
+    """As if a first mixer had run."""
+    if not first:
+        return None
+    value = FirstValue()
+    value.seen_by("another", first["first"])
+    return value
 
 
 def variants(tokens: int) -> dict[str, dict[str, Tensor]]:
@@ -76,14 +102,19 @@ def test_outputs_and_gradients(cpp: Any, case: str, variant: str) -> None:
     if "padding_mask" in extra:  # what stands at padded positions has no meaning, so no gradient comes from there
         given["gradient"] = given["gradient"] * extra["padding_mask"].unsqueeze(-1)
     weights = {f"weights.{name}": tensor for name, tensor in mixer.state_dict().items()}
-    answer = cpp("mixer", given | extra | weights, kind=mixer.kind, options=mixer.options.to_dict())
+    first = first_values(mixer, 70)
+    answer = cpp("mixer", given | extra | weights | first, kind=mixer.kind, options=mixer.options.to_dict())
 
     hidden = given["hidden"].requires_grad_()
-    out, _ = mixer.mix(hidden, rotary=(given["cos"], given["sin"]), **extra)
+    for tensor in first.values():
+        tensor.requires_grad_()
+    out, _ = mixer.mix(hidden, rotary=(given["cos"], given["sin"]), first_value=shared(first), **extra)
     out.backward(given["gradient"])
     keep = extra.get("padding_mask", torch.ones(2, 70, dtype=torch.bool))
     assert_close(answer["out"][keep], out[keep], "value")
     assert_close(answer["gradient.hidden"], hidden.grad, "gradient")
+    for name, tensor in first.items():
+        assert_close(answer[f"gradient.{name}"], tensor.grad, "gradient")
     for name, parameter in mixer.named_parameters():
         assert_close(answer[f"gradient.{name}"], parameter.grad, "gradient")
 
@@ -94,9 +125,11 @@ def test_token_by_token(cpp: Any, case: str) -> None:
     mixer = away_from_its_start(*CASES[case])
     given, padding = inputs(tokens=23), variants(23)["padded"]
     weights = {f"weights.{name}": tensor for name, tensor in mixer.state_dict().items()}
-    answer = cpp("mixer", given | padding | weights, kind=mixer.kind, options=mixer.options.to_dict(), prefill=9)
+    first = first_values(mixer, 23)
+    tensors = given | padding | weights | first
+    answer = cpp("mixer", tensors, kind=mixer.kind, options=mixer.options.to_dict(), prefill=9)
     with torch.no_grad():
-        out, _ = mixer.mix(given["hidden"], rotary=(given["cos"], given["sin"]), **padding)
+        out, _ = mixer.mix(given["hidden"], rotary=(given["cos"], given["sin"]), first_value=shared(first), **padding)
     keep = padding["padding_mask"]
     assert_close(answer["out"][keep], out[keep], "value")
 

@@ -47,12 +47,17 @@ public:
   at::Tensor backward(const Batch& batch, const at::Tensor& weights, double total) {
     at::NoGradGuard no_grad;
     std::vector<at::Tensor> losses;
+    at::Tensor first_value;
     const auto mask = weights.to(at::kBool);
     auto options = batch.forward_options();
     options.on_mixer = [&](int64_t layer, const at::Tensor& input, const at::Tensor& target,
                            const nn::MixerContext& context) {
       if (std::find(layers_.begin(), layers_.end(), layer) != layers_.end()) {
-        losses.push_back(at_layer(layer, input, target, context, mask, total));
+        auto own = context;
+        own.first_value = &first_value;
+        losses.push_back(at_layer(layer, input, target, own, mask, total));
+        // The first mixer's graph is gone by now: later ones take its values as they are.
+        first_value = first_value.defined() ? first_value.detach() : first_value;
       }
     };
     const auto narrow = precision_.forward(weights);

@@ -143,13 +143,11 @@ public:
     nn::MixerContext context{.padding_mask = options.padding_mask, .cu_seqlens = options.cu_seqlens};
     const auto frequencies = ops::rotary_frequencies(config.rotary, (cache ? cache->seen() : 0) + ids.size(1));
     context.rotary = ops::rotary_cos_sin(frequencies, positions, hidden.scalar_type());
+    at::Tensor first_value;
     for (int64_t layer = 0; layer < num_layers(); ++layer) {
-      const auto block = [&, layer, context](const at::Tensor& x) {
-        return body->layers[layer]->forward(x, context, cache ? &cache->layers[layer] : nullptr, layer,
-                                            options.on_mixer);
-      };
-      hidden = gradient_checkpointing && !cache ? nn::recomputed(detached(layer, context, options.on_mixer), hidden)
-                                                : block(hidden);
+      const auto block = as_block(layer, context, options.on_mixer, cache ? &cache->layers[layer] : nullptr);
+      hidden =
+          gradient_checkpointing && !cache ? nn::recomputed(block, hidden, first_value) : block(hidden, first_value);
     }
     return body->norm(hidden);
   }
@@ -195,10 +193,13 @@ private:
     return layer;
   }
 
-  /// A layer as a block that outlives this call.
-  nn::Block detached(int64_t layer, const nn::MixerContext& context, const nn::MixerObserver& on_mixer) {
-    return [module = body->layers[layer], layer, context, on_mixer](const at::Tensor& x) mutable {
-      return module->forward(x, context, nullptr, layer, on_mixer);
+  /// A layer as a block, which without a state outlives this call; the blocks share the first mixer's values.
+  nn::Block as_block(int64_t layer, const nn::MixerContext& context, const nn::MixerObserver& on_mixer,
+                     nn::MixerState* state) {
+    return [module = body->layers[layer], layer, mixer_context = nn::MixerContext(context), on_mixer,
+            state](const at::Tensor& x, at::Tensor& first_value) mutable {
+      mixer_context.first_value = &first_value;
+      return module->forward(x, mixer_context, state, layer, on_mixer);
     };
   }
 

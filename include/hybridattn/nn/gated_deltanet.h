@@ -48,8 +48,8 @@ public:
   at::Tensor A_log, dt_bias; ///< [H]
 
 protected:
-  at::Tensor decay(const at::Tensor& hidden_states) override {
-    const auto raw = a_proj(hidden_states);
+  at::Tensor decay(const ProjectionInputs& x) override {
+    const auto raw = a_proj(x["a_proj"]);
     const auto dtype = wide(raw);
     return -A_log.to(dtype).exp() * at::softplus(raw.to(dtype) + dt_bias.to(dtype));
   }

@@ -22,8 +22,8 @@ public:
   LowRank gk_proj{nullptr};
 
 protected:
-  at::Tensor decay(const at::Tensor& hidden_states) override {
-    const auto raw = gk_proj(hidden_states).unflatten(-1, {-1, options.head_dim});
+  at::Tensor decay(const ProjectionInputs& x) override {
+    const auto raw = gk_proj(x["gk_proj"]).unflatten(-1, {-1, options.head_dim});
     return at::log_sigmoid(raw.to(wide(raw))) / options.gate_logit_normalizer;
   }
 };

@@ -25,8 +25,8 @@ public:
   at::Tensor A_log, dt_bias; ///< [H], [H K]
 
 protected:
-  at::Tensor decay(const at::Tensor& hidden_states) override {
-    const auto raw = per_channel(dt_bias, f_proj, hidden_states);
+  at::Tensor decay(const ProjectionInputs& x) override {
+    const auto raw = per_channel(dt_bias, f_proj, x["f_proj"]);
     const auto rate = A_log.to(raw.scalar_type()).exp().unsqueeze(-1);
     const double bound = options.gate_lower_bound;
     return bound < 0 ? at::sigmoid(rate * raw) * bound : -rate * at::softplus(raw);

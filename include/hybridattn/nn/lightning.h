@@ -31,7 +31,8 @@ public:
   using LinearAttentionImpl::LinearAttentionImpl;
 
 protected:
-  at::Tensor decay(const at::Tensor& hidden_states) override {
+  at::Tensor decay(const ProjectionInputs& x) override {
+    const auto& hidden_states = x.hidden_states;
     const auto slopes = at::tensor(decay_slopes(options.num_heads, options.decay_slopes),
                                    hidden_states.options().dtype(wide(hidden_states)));
     return slopes.expand({hidden_states.size(0), hidden_states.size(1), options.num_heads});

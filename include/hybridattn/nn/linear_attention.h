@@ -6,13 +6,14 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
-#include <ATen/ops/tanh.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/TensorOperators.h>
 #include <torch/nn/modules/linear.h>
 
+#include "hybridattn/nn/low_rank.h"
 #include "hybridattn/nn/mixer.h"
 #include "hybridattn/nn/norm.h"
+#include "hybridattn/nn/token_shift.h"
 #include "hybridattn/ops/chunk_rule.h"
 #include "hybridattn/ops/norm.h"
 #include "hybridattn/ops/rotary.h"
@@ -34,29 +35,10 @@ public:
 };
 TORCH_MODULE(ShortConvolution);
 
-/// up(activation(down x)): a data-dependent gate per channel at the cost of a narrow projection.
-class LowRankImpl : public torch::nn::Module {
-public:
-  LowRankImpl(int64_t inputs, int64_t rank, int64_t outputs, bool bias = false, bool use_tanh = false)
-      : tanh(use_tanh) {
-    down = register_module("down", torch::nn::Linear(torch::nn::LinearOptions(inputs, rank).bias(false)));
-    up = register_module("up", torch::nn::Linear(torch::nn::LinearOptions(rank, outputs).bias(bias)));
-  }
-
-  /// [..., inputs] -> [..., outputs]
-  at::Tensor forward(const at::Tensor& x) {
-    const auto narrow = down(x);
-    return up(tanh ? at::tanh(narrow) : narrow);
-  }
-
-  bool tanh;
-  torch::nn::Linear down{nullptr}, up{nullptr};
-};
-TORCH_MODULE(LowRank);
-
 /// A linear mixer over the rule R (ops/rule.h):
-/// x -> q, k, v projections -> [q/k norm] -> [rotary] -> [short convolution] -> activation -> [L2 norm of q, k]
-/// -> [keys scaled by the gates] -> rule -> [RMSNorm per head] -> [activation(g_proj x)] -> o_proj.
+/// x -> [token shift] -> q, k, v projections -> [q/k norm] -> [rotary] -> [short convolution] -> activation
+/// -> [L2 norm of q, k] -> [value residual] -> [keys scaled by the gates] -> rule -> [RMSNorm per head]
+/// -> [activation(g_proj x)] -> o_proj.
 ///
 /// A rule that corrects has beta = sigmoid(b_proj x); a rule that decays needs a subclass that defines `decay`.
 /// Parameters registered with `wide_parameter` stay at least fp32 when the module is cast to a narrower type.
@@ -83,9 +65,20 @@ public:
       v_conv1d = register_module("v_conv1d", ShortConvolution(values, width));
     }
     if (options.output_gate) {
-      g_proj = linear("g_proj", hidden, outputs, false);
+      const int64_t rank = options.output_gate_low_rank_dim;
+      const auto inner = options.gate_activation == "inner_sigmoid" ? Middle::sigmoid : Middle::plain;
+      if (rank > 0) {
+        narrow_g_proj = register_module("g_proj", LowRank(hidden, rank, outputs, false, inner));
+      } else {
+        g_proj = linear("g_proj", hidden, outputs, false);
+      }
     }
-    if (options.output_norm) {
+    if constexpr (requires { options.group_norm; }) {
+      if (options.group_norm) {
+        o_group_norm = register_module("o_norm", HeadGroupNorm(heads, options.value_head_dim, group_norm_eps));
+      }
+    }
+    if (options.output_norm && o_group_norm.is_empty()) {
       o_norm = register_module("o_norm", RMSNorm(options.value_head_dim, options.norm_eps));
     }
     if constexpr (R::corrects) {
@@ -102,20 +95,21 @@ public:
       const auto& mask = *context.padding_mask;
       padded = mask.narrow(1, mask.size(1) - tokens, tokens).to(at::kBool).logical_not().unsqueeze(-1);
     }
-    const auto without_padding = [&](const at::Tensor& x) {
-      return padded ? x.masked_fill(x.dim() == 4 ? padded->unsqueeze(-1) : *padded, 0) : x;
+    const auto without_padding = [&](const at::Tensor& y) {
+      return padded ? y.masked_fill(y.dim() == 4 ? padded->unsqueeze(-1) : *padded, 0) : y;
     };
-    auto v = v_proj(hidden_states);
-    std::vector<at::Tensor> qkv = {positioned(q_proj(hidden_states), q_norm, context).to(v.scalar_type()),
-                                   positioned(k_proj(hidden_states), k_norm, context).to(v.scalar_type()), v};
-    for (auto& x : qkv) {
-      x = without_padding(x);
+    const auto x = inputs(hidden_states, padded, context.cu_seqlens, state);
+    auto v = v_proj(x["v_proj"]);
+    std::vector<at::Tensor> qkv = {positioned(q_proj(x["q_proj"]), q_norm, context).to(v.scalar_type()),
+                                   positioned(k_proj(x["k_proj"]), k_norm, context).to(v.scalar_type()), v};
+    for (auto& y : qkv) {
+      y = without_padding(y);
     }
     if (options.short_convolution > 0) {
       qkv = convolve(qkv, context.cu_seqlens, state);
     }
-    for (auto& x : qkv) {
-      x = options.activation == "silu" ? at::silu(x) : x;
+    for (auto& y : qkv) {
+      y = options.activation == "silu" ? at::silu(y) : y;
     }
     // A padded token leaves the state alone: nothing is written, nothing is forgotten.
     ops::RuleInputs in{qkv[0].unflatten(-1, {-1, options.head_dim}),
@@ -124,10 +118,10 @@ public:
                        {},
                        {}};
     if constexpr (R::gated) {
-      in.g = without_padding(decay(hidden_states));
+      in.g = without_padding(decay(x));
     }
     if constexpr (R::corrects) {
-      in.beta = without_padding(beta(hidden_states));
+      in.beta = without_padding(beta(x));
     }
     if (options.l2_norm) {
       in.q = ops::l2_normalize(in.q);
@@ -137,12 +131,13 @@ public:
       in.k = in.k.repeat_interleave(groups, 2);
       in.v = in.v.repeat_interleave(groups, 2);
     }
-    before_writing(in, hidden_states);
+    in.v = values(in.v, x, context.first_value);
+    before_writing(in, x);
     const auto out = rule(std::move(in), context.cu_seqlens, state);
     if (state != nullptr) {
       state->seen += tokens;
     }
-    return o_proj(gated(out, hidden_states).flatten(-2));
+    return o_proj(gated(out, x).flatten(-2));
   }
 
   void to(torch::Device device, torch::Dtype dtype, bool non_blocking = false) override {
@@ -162,18 +157,31 @@ public:
   torch::nn::Linear q_proj{nullptr}, k_proj{nullptr}, v_proj{nullptr}, o_proj{nullptr};
   RMSNorm q_norm{nullptr}, k_norm{nullptr};                                 ///< empty without options.qk_norm
   ShortConvolution q_conv1d{nullptr}, k_conv1d{nullptr}, v_conv1d{nullptr}; ///< empty without short_convolution
-  torch::nn::Linear g_proj{nullptr};                                        ///< empty without output_gate
-  RMSNorm o_norm{nullptr};                                                  ///< empty without output_norm
-  torch::nn::Linear b_proj{nullptr};                                        ///< empty unless the rule corrects
+  torch::nn::Linear g_proj{nullptr};   ///< empty without output_gate or of low rank
+  LowRank narrow_g_proj{nullptr};      ///< "g_proj" with output_gate_low_rank_dim, else empty
+  RMSNorm o_norm{nullptr};             ///< empty without output_norm or with group_norm
+  HeadGroupNorm o_group_norm{nullptr}; ///< "o_norm" with group_norm, else empty
+  torch::nn::Linear b_proj{nullptr};   ///< empty unless the rule corrects
 
 protected:
+  /// What the projections read. @param padded [B, T, 1], true where a position is padding
+  virtual ProjectionInputs inputs(const at::Tensor& hidden_states, const std::optional<at::Tensor>& /*padded*/,
+                                  const std::optional<at::Tensor>& /*cu_seqlens*/, MixerState* /*state*/) {
+    return {hidden_states, {}};
+  }
+
+  /// The values that the rule reads [B, T, H, V].
+  virtual at::Tensor values(const at::Tensor& v, const ProjectionInputs& /*x*/, at::Tensor* /*first_value*/) {
+    return v;
+  }
+
   /// Log decay [B, T, H], or [B, T, H, K] per channel, <= 0, fp32 or wider.
-  virtual at::Tensor decay(const at::Tensor& /*hidden_states*/) {
+  virtual at::Tensor decay(const ProjectionInputs& /*x*/) {
     HA_CHECK(false, kind(), ": the rule decays, so the mixer must define decay()");
   }
 
   /// Last change to what the rule reads: k scaled by its gates, a and b of a generalised rule.
-  virtual void before_writing(ops::RuleInputs& /*in*/, const at::Tensor& /*hidden_states*/) {}
+  virtual void before_writing(ops::RuleInputs& /*in*/, const ProjectionInputs& /*x*/) {}
 
   static at::ScalarType wide(const at::Tensor& x) { return ops::state_dtype(x); }
 
@@ -181,10 +189,10 @@ protected:
     return wide_parameters_.emplace_back(register_parameter(name, std::move(start)));
   }
 
-  /// bias + projection(x) [B, T, H, K], fp32 or wider; bias [H K].
-  at::Tensor per_channel(const at::Tensor& bias, LowRank& projection, const at::Tensor& hidden_states) {
-    const auto raw = projection(hidden_states);
-    return (raw.to(wide(raw)) + bias.to(wide(raw))).unflatten(-1, {-1, options.head_dim});
+  /// bias + projection(x) [B, T, H, K or V], fp32 or wider; bias [H K or V].
+  at::Tensor per_channel(const at::Tensor& bias, LowRank& projection, const at::Tensor& x) {
+    const auto raw = projection(x);
+    return (raw.to(wide(raw)) + bias.to(wide(raw))).unflatten(-1, {options.num_heads, -1});
   }
 
 private:
@@ -230,8 +238,8 @@ private:
     return x.split_with_sizes({qkv[0].size(-1), qkv[1].size(-1), qkv[2].size(-1)}, -1);
   }
 
-  at::Tensor beta(const at::Tensor& hidden_states) {
-    const auto raw = b_proj(hidden_states);
+  at::Tensor beta(const ProjectionInputs& x) {
+    const auto raw = b_proj(x["b_proj"]);
     const auto strength = at::sigmoid(raw.to(wide(raw)));
     if constexpr (requires { options.allow_negative_eigenvalues; }) {
       return options.allow_negative_eigenvalues ? strength * 2 : strength;
@@ -265,16 +273,23 @@ private:
     return out.reshape(shape);
   }
 
-  at::Tensor gated(const at::Tensor& out, const at::Tensor& hidden_states) {
-    if (!options.output_gate) {
-      return options.output_norm ? o_norm(out) : out;
+  at::Tensor gated(const at::Tensor& out, const ProjectionInputs& x) {
+    at::Tensor gate;
+    if (options.output_gate) {
+      gate = (narrow_g_proj.is_empty() ? g_proj(x["g_proj"]) : narrow_g_proj(x["g_proj"])).view_as(out);
     }
-    const auto gate = g_proj(hidden_states).view_as(out);
-    if (options.gate_activation == "sigmoid") {
-      return (options.output_norm ? o_norm(out) : out) * at::sigmoid(gate);
+    if (gate.defined() && !o_norm.is_empty() && options.gate_activation == "silu") {
+      return ops::gated_rms_norm(out, gate, o_norm->weight, o_norm->eps);
     }
-    return options.output_norm ? ops::gated_rms_norm(out, gate, o_norm->weight, o_norm->eps) : out * at::silu(gate);
+    const auto normed = !o_norm.is_empty() ? o_norm(out) : !o_group_norm.is_empty() ? o_group_norm(out) : out;
+    if (!gate.defined() || options.gate_activation == "inner_sigmoid") {
+      return gate.defined() ? normed * gate : normed;
+    }
+    return normed * (options.gate_activation == "sigmoid" ? at::sigmoid(gate) : at::silu(gate));
   }
+
+  /// RWKV's is V times this on an output without the scale K^(-1/2), which for K = V is the same.
+  static constexpr double group_norm_eps = 1e-5;
 
   std::vector<at::Tensor> wide_parameters_;
 };

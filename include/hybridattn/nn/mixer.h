@@ -23,6 +23,9 @@ struct MixerContext {
   std::optional<at::Tensor> padding_mask; ///< [B, T] (or all seen so far), true = token; padding is left
   std::optional<at::Tensor>
       cu_seqlens; ///< [N + 1] int64, borders of documents over the flattened B * T, row ends included
+  /// For mixers with a value residual: where the first of a forward pass puts its values [B, T, H, V] and later ones
+  /// find them. The first one is the lowest layer with such a mixer. Null: this mixer is the first.
+  at::Tensor* first_value = nullptr;
 };
 
 /// Base of every mixer.

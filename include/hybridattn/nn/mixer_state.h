@@ -1,5 +1,6 @@
 // MixerState: what a mixer remembers between calls.
-// Letters: B batch, T tokens, H heads, HKV key/value heads, K key dim, V value dim, W convolution width, C channels.
+// Letters: B batch, T tokens, H heads, HKV key/value heads, K key dim, V value dim, W convolution width, C channels, D
+// hidden size.
 #pragma once
 
 #include <ATen/ops/cat.h>
@@ -52,6 +53,7 @@ private:
 struct MixerState {
   at::Tensor recurrent;   ///< [B, H, K, V] fp32 (fp64): a linear rule's state
   at::Tensor convolution; ///< [B, C, W - 1]: inputs of the short convolutions of q, k and v, side by side
+  at::Tensor previous;    ///< [B, 1, D]: the last token's hidden state, for a token shift
   TokenBuffer key, value; ///< [B, T, HKV, K] of softmax attention
   at::Tensor padding;     ///< [B, T] bool, which cached keys are tokens; undefined when all are
   int64_t seen = 0;       ///< positions processed so far, padding included

@@ -76,7 +76,9 @@ struct LinearAttentionOptions : MixerOptions {
   bool l2_norm = true;               ///< L2-normalise each query and key head before the rule
   int64_t short_convolution = 0; ///< width of a causal depthwise convolution on q, k, v before the activation; 0 = none
   bool output_gate = true;       ///< multiply the (normalised) output by an activation of g_proj x
-  std::string gate_activation = "silu"; ///< of the output gate: "silu" or "sigmoid"
+  /// of the output gate: "silu" or "sigmoid"; "inner_sigmoid" stands in the middle of a g_proj of low rank
+  std::string gate_activation = "silu";
+  int64_t output_gate_low_rank_dim = 0; ///< rank of g_proj; 0 = a full matrix
   bool output_norm = true;              ///< RMSNorm over each value head before the gate
 
   template <class Self, class Visit>
@@ -89,6 +91,7 @@ struct LinearAttentionOptions : MixerOptions {
     visit("short_convolution", self.short_convolution);
     visit("output_gate", self.output_gate);
     visit("gate_activation", self.gate_activation);
+    visit("output_gate_low_rank_dim", self.output_gate_low_rank_dim);
     visit("output_norm", self.output_norm);
   }
 
@@ -102,8 +105,12 @@ struct LinearAttentionOptions : MixerOptions {
              kv_sharing, "'");
     HA_CHECK(activation == "silu" || activation == "none", owner, ": activation must be silu or none, got '",
              activation, "'");
-    HA_CHECK(gate_activation == "silu" || gate_activation == "sigmoid", owner,
-             ": gate_activation must be silu or sigmoid, got '", gate_activation, "'");
+    HA_CHECK(gate_activation == "silu" || gate_activation == "sigmoid" || gate_activation == "inner_sigmoid", owner,
+             ": gate_activation must be silu, sigmoid or inner_sigmoid, got '", gate_activation, "'");
+    HA_CHECK(output_gate_low_rank_dim >= 0, owner,
+             ": output_gate_low_rank_dim must be 0 (a full matrix) or positive, got ", output_gate_low_rank_dim);
+    HA_CHECK(gate_activation != "inner_sigmoid" || output_gate_low_rank_dim > 0, owner,
+             ": gate_activation inner_sigmoid needs output_gate_low_rank_dim, got 0");
   }
 
   /// Heads that k_proj and v_proj produce.
@@ -198,6 +205,14 @@ struct Rwkv6Options : LinearAttentionOptions {
 
   int64_t gate_low_rank_dim = 64; ///< rank of the projection that gives the decay
   bool state_balancing = true; ///< scale keys so that the state's size does not depend on its decay; for an output norm
+  bool group_norm = false;     ///< the output norm, where there is one, is RWKV's group norm instead of an RMSNorm
+  /// projections read a mixture with the token before: "lerp" in fixed shares per channel, "ddlerp" in shares that
+  /// depend on the data, "none" not at all; starts without a shift
+  std::string token_shift = "none";
+  int64_t shift_low_rank_dim = 32; ///< rank of the projections that give ddlerp's shares
+  bool value_residual =
+      false; ///< mix the values with those of the model's first mixer by a learned gate, closed at first
+  int64_t value_low_rank_dim = 32; ///< rank of the projection that gives the value residual's gate
 
   Rwkv6Options() {
     activation = "none";
@@ -211,11 +226,21 @@ struct Rwkv6Options : LinearAttentionOptions {
     LinearAttentionOptions::each_field(self, visit);
     visit("gate_low_rank_dim", self.gate_low_rank_dim);
     visit("state_balancing", self.state_balancing);
+    visit("group_norm", self.group_norm);
+    visit("token_shift", self.token_shift);
+    visit("shift_low_rank_dim", self.shift_low_rank_dim);
+    visit("value_residual", self.value_residual);
+    visit("value_low_rank_dim", self.value_low_rank_dim);
   }
 
   void resolve(const std::string& owner) {
     LinearAttentionOptions::resolve(owner);
     HA_CHECK(gate_low_rank_dim > 0, owner, ": gate_low_rank_dim must be positive, got ", gate_low_rank_dim);
+    HA_CHECK(shift_low_rank_dim > 0, owner, ": shift_low_rank_dim must be positive, got ", shift_low_rank_dim);
+    HA_CHECK(value_low_rank_dim > 0, owner, ": value_low_rank_dim must be positive, got ", value_low_rank_dim);
+    HA_CHECK(token_shift == "none" || token_shift == "lerp" || token_shift == "ddlerp", owner,
+             ": token_shift must be none, lerp or ddlerp, got '", token_shift, "'");
+    HA_CHECK(!group_norm || output_norm, owner, ": group_norm has no effect without output_norm");
   }
 };
 

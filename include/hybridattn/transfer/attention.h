@@ -40,22 +40,32 @@ inline std::string start_of(const std::string& name) {
   static const std::map<std::string, std::string> starts = {
       {"A_log", "log of a rate uniform in (0, 16)"},
       {"dt_bias", "inverse softplus of a step log-uniform in (0.001, 0.1)"},
-      {"a_proj.weight", "uniform, as a linear layer"},
-      {"b_proj.weight", "uniform, as a linear layer"},
-      {"g_proj.weight", "uniform, as a linear layer"},
+      {"a_proj.weight", "random, as a new linear layer"},
+      {"b_proj.weight", "random, as a new linear layer"},
+      {"g_proj.weight", "random, as a new linear layer"},
       {"o_norm.weight", "ones"},
-      {"gk_proj.down.weight", "uniform, as a linear layer"},
-      {"gk_proj.up.weight", "uniform, as a linear layer"},
-      {"gk_proj.up.bias", "uniform, as a linear layer"},
-      {"f_proj.down.weight", "uniform, as a linear layer"},
-      {"f_proj.up.weight", "uniform, as a linear layer"},
+      {"gk_proj.down.weight", "random, as a new linear layer"},
+      {"gk_proj.up.weight", "random, as a new linear layer"},
+      {"gk_proj.up.bias", "random, as a new linear layer"},
+      {"f_proj.down.weight", "random, as a new linear layer"},
+      {"f_proj.up.weight", "random, as a new linear layer"},
       {"w0", "rising from -6 to -1 over a head's channels"},
-      {"w_lora.down.weight", "uniform, as a linear layer"},
+      {"w_lora.down.weight", "random, as a new linear layer"},
       {"w_lora.up.weight", "zeros: no dependence on the token yet"},
       {"a0", "zeros: a rate of one half"},
-      {"a_lora.down.weight", "uniform, as a linear layer"},
+      {"a_lora.down.weight", "random, as a new linear layer"},
       {"a_lora.up.weight", "zeros: no dependence on the token yet"},
+      {"v0", "zeros: a gate half open"},
+      {"v_lora.down.weight", "random, as a new linear layer"},
+      {"v_lora.up.weight", "zeros: no dependence on the token yet"},
+      {"v_scale", "zeros: no value residual yet"},
+      {"g_proj.down.weight", "random, as a new linear layer"},
+      {"g_proj.up.weight", "random, as a new linear layer"},
+      {"o_norm.bias", "zeros"},
   };
+  if (name.starts_with("token_shift.")) {
+    return name.ends_with("down.weight") ? "random, as a new linear layer" : "zeros: no shift yet";
+  }
   const auto found = starts.find(name);
   return found != starts.end()                      ? found->second
          : name.find("conv1d") != std::string::npos ? "identity: the last tap is 1"

@@ -21,6 +21,7 @@ from hybridattn.distill.objective import Objective, counted
 from hybridattn.distill.precision import Precision
 from hybridattn.distill.stage import Stage
 from hybridattn.distill.stage_run import OnProgress, StageResult, run_stage, silent
+from hybridattn.nn import FirstValue
 
 
 class AlignObjective(Objective):
@@ -60,10 +61,11 @@ class AlignObjective(Objective):
     @torch.no_grad()
     def backward(self, batch: Batch, weights: Tensor, total: float, precision: Precision) -> Tensor:
         losses = torch.zeros(len(self.by_layer), device=batch.input_ids.device)
+        shared = {"cu_seqlens": batch.cu_seqlens, "first_value": FirstValue()}
         with ExitStack() as hooks:
             for index, (layer, mixer) in enumerate(self.by_layer.items()):
                 attention = hf.attention(self.teacher, layer)
-                hook = partial(self._at_layer, mixer, batch.cu_seqlens, weights.bool(), total, precision, losses[index])
+                hook = partial(self._at_layer, mixer, shared, weights.bool(), total, precision, losses[index])
                 hooks.callback(attention.register_forward_hook(hook, with_kwargs=True).remove)
             with precision.forward():
                 hf.hidden_states(self.teacher, batch)
@@ -72,7 +74,7 @@ class AlignObjective(Objective):
     def _at_layer(
         self,
         mixer: nn.Module,
-        cu_seqlens: Tensor | None,
+        shared: dict[str, Any],
         mask: Tensor,
         total: float,
         precision: Precision,
@@ -89,12 +91,12 @@ class AlignObjective(Objective):
             hidden = hidden.to(next(mixer.parameters()).dtype)
         with torch.enable_grad():
             with precision.forward():
-                prediction, _ = mixer(
-                    hidden, position_embeddings=kwargs.get("position_embeddings"), cu_seqlens=cu_seqlens
-                )
+                prediction, _ = mixer(hidden, position_embeddings=kwargs.get("position_embeddings"), **shared)
             with precision.backward():
                 distance = ops.alignment_loss(prediction, target, mask=mask, kind=self.kind, reduction="sum") / total
                 (distance / len(self.by_layer)).backward()
+        # The first mixer's graph is gone by now: later ones take its values as they are.
+        shared["first_value"].detach()
         loss.copy_(distance.detach())
 
     def flops(self, tokens: int) -> float:

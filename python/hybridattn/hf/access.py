@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hybridattn.nn import FirstValue
+
 
 def decoder_layers(model: Any) -> nn.ModuleList:
     return model.model.layers
@@ -26,7 +28,9 @@ def hidden_states(model: Any, batch: Any) -> Tensor:
     """[B, T, D] after the final norm, before the head; packed documents of `batch` do not see each other.
 
     Transformers reads document borders off the positions (each document starts at 0); mixers read `cu_seqlens`.
+    Mixers with a value residual share the first one's values through `first_value`.
     """
-    extra = {"unpadded": True} | ({} if batch.cu_seqlens is None else {"cu_seqlens": batch.cu_seqlens})
+    extra = {"unpadded": True, "first_value": FirstValue()}
+    extra |= {} if batch.cu_seqlens is None else {"cu_seqlens": batch.cu_seqlens}
     output = model.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **extra)
     return output.last_hidden_state

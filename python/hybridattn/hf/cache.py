@@ -28,7 +28,10 @@ class HybridCache(Cache):
 
     def __init__(self, config: Any) -> None:
         linear = [kind == "linear_attention" and mixer_type(config.mixer).is_linear for kind in config.layer_types]
-        super().__init__(layers=[LinearAttentionLayer() if is_linear else DynamicLayer() for is_linear in linear])
+        # The second state is for a token shift.
+        super().__init__(
+            layers=[LinearAttentionLayer(number_of_states=2) if is_linear else DynamicLayer() for is_linear in linear]
+        )
         self.seen = 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from hybridattn import ops
 from hybridattn.hf.access import head_weight
 from hybridattn.hf.cache import CACHE_NAME, HybridCache
 from hybridattn.hf.configuration import HybridConfig
-from hybridattn.nn import Mixer, build_mixer
+from hybridattn.nn import FirstValue, Mixer, build_mixer
+from hybridattn.nn.low_rank import ZeroLinear
 
 
 class HybridForCausalLM(PreTrainedModel, GenerationMixin):
@@ -47,7 +49,12 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             if kind not in ("full_attention", "linear_attention"):
                 raise ValueError(f"layer_types[{index}]: expected full_attention or linear_attention, got '{kind}'")
             if kind == "linear_attention":
-                self.model.layers[index].self_attn = build_mixer(config.mixer, config.mixer_options, index)
+                mixer = build_mixer(config.mixer, config.mixer_options, index)
+                self.model.layers[index].self_attn = mixer
+                # Transformers draws every linear layer anew, but for those marked so.
+                zeros: Iterator[Any] = (module for module in mixer.modules() if isinstance(module, ZeroLinear))
+                for module in zeros:
+                    module._is_hf_initialized = True
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -147,6 +154,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             if position_ids is None and cache is None:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
         kwargs["unpadded"] = attention_mask is None
+        kwargs["first_value"] = FirstValue()
         if cu_seqlens is not None:
             kwargs["cu_seqlens"] = cu_seqlens
         outputs = self.model(

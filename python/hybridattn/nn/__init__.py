@@ -1,6 +1,7 @@
 """Mixers as ordinary torch modules, with the parameter names of the C++ modules."""
 
 from hybridattn.nn.deltanet import DeltaNet
+from hybridattn.nn.first_value import FirstValue
 from hybridattn.nn.gated_deltanet import GatedDeltaNet
 from hybridattn.nn.gated_linear_attention import GatedLinearAttention
 from hybridattn.nn.kimi_delta_attention import KimiDeltaAttention
@@ -29,6 +30,7 @@ __all__ = [
     "CacheState",
     "DeltaNet",
     "DeltaNetOptions",
+    "FirstValue",
     "GatedDeltaNet",
     "GatedDeltaNetOptions",
     "GatedLinearAttention",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hybridattn import ops
 from hybridattn.nn.linear_attention import LinearAttention
 from hybridattn.nn.options import DeltaNetOptions, MixerOptions
+from hybridattn.nn.token_shift import ProjectionInputs
 
 
 class DeltaNet(LinearAttention):
@@ -33,7 +34,7 @@ class DeltaNet(LinearAttention):
         super().__init__(options, layer_idx)
         self.b_proj = nn.Linear(options.hidden_size, options.num_heads, bias=False)
 
-    def gates(self, hidden_states: Tensor) -> dict[str, Tensor]:
-        raw = self.b_proj(hidden_states)
+    def gates(self, x: ProjectionInputs) -> dict[str, Tensor]:
+        raw = self.b_proj(x["b_proj"])
         beta = raw.to(torch.promote_types(raw.dtype, torch.float32)).sigmoid()
         return {"beta": 2 * beta if self.options.allow_negative_eigenvalues else beta}

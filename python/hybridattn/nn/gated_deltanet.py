@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hybridattn import ops
 from hybridattn.nn.deltanet import DeltaNet
 from hybridattn.nn.options import GatedDeltaNetOptions
+from hybridattn.nn.token_shift import ProjectionInputs
 
 
 def initial_decay(heads: int) -> tuple[Tensor, Tensor]:
@@ -46,8 +47,8 @@ class GatedDeltaNet(DeltaNet):
         rate, step = initial_decay(options.num_heads)
         self.A_log, self.dt_bias = nn.Parameter(rate.float()), nn.Parameter(step.float())
 
-    def gates(self, hidden_states: Tensor) -> dict[str, Tensor]:
-        raw = self.a_proj(hidden_states)
+    def gates(self, x: ProjectionInputs) -> dict[str, Tensor]:
+        raw = self.a_proj(x["a_proj"])
         dtype = torch.promote_types(raw.dtype, torch.float32)
         decay = -self.A_log.to(dtype).exp() * F.softplus(raw.to(dtype) + self.dt_bias.to(dtype))
-        return {"g": decay, **super().gates(hidden_states)}
+        return {"g": decay, **super().gates(x)}

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridattn import ops
-from hybridattn.nn.linear_attention import LinearAttention, LowRank
+from hybridattn.nn.linear_attention import LinearAttention
+from hybridattn.nn.low_rank import LowRank
 from hybridattn.nn.options import GatedLinearAttentionOptions
+from hybridattn.nn.token_shift import ProjectionInputs
 
 
 class GatedLinearAttention(LinearAttention):
@@ -31,7 +33,7 @@ class GatedLinearAttention(LinearAttention):
         channels = options.num_heads * options.head_dim
         self.gk_proj = LowRank(options.hidden_size, options.gate_low_rank_dim, channels, bias=True)
 
-    def gates(self, hidden_states: Tensor) -> dict[str, Tensor]:
-        raw = self.gk_proj(hidden_states).unflatten(-1, (-1, self.options.head_dim))
+    def gates(self, x: ProjectionInputs) -> dict[str, Tensor]:
+        raw = self.gk_proj(x["gk_proj"]).unflatten(-1, (-1, self.options.head_dim))
         decay = F.logsigmoid(raw.to(torch.promote_types(raw.dtype, torch.float32)))
         return {"g": decay / self.options.gate_logit_normalizer}

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from hybridattn import ops
 from hybridattn.nn.deltanet import DeltaNet
 from hybridattn.nn.gated_deltanet import initial_decay
-from hybridattn.nn.linear_attention import LowRank
+from hybridattn.nn.low_rank import LowRank
 from hybridattn.nn.options import KimiDeltaAttentionOptions
+from hybridattn.nn.token_shift import ProjectionInputs
 
 
 class KimiDeltaAttention(DeltaNet):
@@ -37,10 +38,10 @@ class KimiDeltaAttention(DeltaNet):
         self.A_log = nn.Parameter(initial_decay(options.num_heads)[0].float())
         self.dt_bias = nn.Parameter(initial_decay(channels)[1].float())
 
-    def gates(self, hidden_states: Tensor) -> dict[str, Tensor]:
-        raw = self.f_proj(hidden_states)
+    def gates(self, x: ProjectionInputs) -> dict[str, Tensor]:
+        raw = self.f_proj(x["f_proj"])
         dtype = torch.promote_types(raw.dtype, torch.float32)
         raw = (raw.to(dtype) + self.dt_bias.to(dtype)).unflatten(-1, (-1, self.options.head_dim))
         rate, bound = self.A_log.to(dtype).exp().unsqueeze(-1), self.options.gate_lower_bound
         decay = bound * torch.sigmoid(rate * raw) if bound < 0 else -rate * F.softplus(raw)
-        return {"g": decay, **super().gates(hidden_states)}
+        return {"g": decay, **super().gates(x)}

@@ -13,6 +13,7 @@ from torch import Tensor
 from hybridattn import ops
 from hybridattn.nn.linear_attention import LinearAttention
 from hybridattn.nn.options import LightningOptions
+from hybridattn.nn.token_shift import ProjectionInputs
 
 
 def decay_slopes(heads: int, family: str) -> list[float]:
@@ -35,7 +36,8 @@ class Lightning(LinearAttention):
     chunk_rule = ops.chunk_lightning
     step_rule = ops.step_lightning
 
-    def gates(self, hidden_states: Tensor) -> dict[str, Tensor]:
+    def gates(self, x: ProjectionInputs) -> dict[str, Tensor]:
+        hidden_states = x.hidden_states
         dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         slopes = decay_slopes(self.options.num_heads, self.options.decay_slopes)
         decay = torch.tensor(slopes, dtype=dtype, device=hidden_states.device)

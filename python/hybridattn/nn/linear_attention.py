@@ -14,10 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridattn import ops
+from hybridattn.nn.first_value import FirstValue
+from hybridattn.nn.low_rank import LowRank
 from hybridattn.nn.mixer import Mixer, Rotary
-from hybridattn.nn.norm import RMSNorm
+from hybridattn.nn.norm import HeadGroupNorm, RMSNorm
 from hybridattn.nn.options import LinearAttentionOptions
 from hybridattn.nn.state import MixerState
+from hybridattn.nn.token_shift import ProjectionInputs
 
 
 class ShortConvolution(nn.Module):
@@ -29,25 +32,12 @@ class ShortConvolution(nn.Module):
         nn.init.ones_(self.weight[..., -1])
 
 
-class LowRank(nn.Module):
-    """up(activation(down x)): a data-dependent gate per channel at the cost of a narrow projection."""
-
-    def __init__(self, inputs: int, rank: int, outputs: int, *, bias: bool = False, tanh: bool = False) -> None:
-        super().__init__()
-        self.down = nn.Linear(inputs, rank, bias=False)
-        self.up = nn.Linear(rank, outputs, bias=bias)
-        self.tanh = tanh
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.down(x)
-        return self.up(x.tanh() if self.tanh else x)
-
-
 class LinearAttention(Mixer):
     """Base of the linear mixers; a subclass names its rule's ops and computes its gates.
 
-    x -> q, k, v projections -> [q/k norm] -> [rotary] -> [short convolution] -> activation -> [L2 norm of q, k]
-    -> [keys scaled by the gates] -> rule -> [RMSNorm per head] -> [activation(g_proj x)] -> o_proj.
+    x -> [token shift] -> q, k, v projections -> [q/k norm] -> [rotary] -> [short convolution] -> activation
+    -> [L2 norm of q, k] -> [value residual] -> [keys scaled by the gates] -> rule -> [RMSNorm per head]
+    -> [activation(g_proj x)] -> o_proj.
     """
 
     is_linear = True
@@ -72,12 +62,22 @@ class LinearAttention(Mixer):
         self.q_conv1d = ShortConvolution(queries, width) if width else None
         self.k_conv1d = ShortConvolution(keys, width) if width else None
         self.v_conv1d = ShortConvolution(values, width) if width else None
-        self.g_proj = nn.Linear(hidden, outputs, bias=False) if options.output_gate else None
-        self.o_norm = RMSNorm(options.value_head_dim, options.norm_eps) if options.output_norm else None
+        self.g_proj = self._gate_projection(outputs) if options.output_gate else None
+        self.o_norm = self._output_norm() if options.output_norm else None
 
     @abstractmethod
-    def gates(self, hidden_states: Tensor) -> dict[str, Tensor]:
+    def gates(self, x: ProjectionInputs) -> dict[str, Tensor]:
         """Gates by name, each [B, T, H] or [B, T, H, K], fp32 or wider. Zero must mean "leave the state alone"."""
+
+    def inputs(
+        self, hidden_states: Tensor, padded: Tensor | None, cu_seqlens: Tensor | None, state: MixerState | None
+    ) -> ProjectionInputs:
+        """What the projections read; `padded` [B, T, 1] is true where a position is padding."""
+        return ProjectionInputs(hidden_states)
+
+    def values(self, v: Tensor, x: ProjectionInputs, first_value: FirstValue | None) -> Tensor:
+        """The values that the rule reads [B, T, H, V]."""
+        return v
 
     def writes(self, k: Tensor, gates: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """(keys as they are written [B, T, H, K], the rule's inputs by argument name), given the gates."""
@@ -91,11 +91,13 @@ class LinearAttention(Mixer):
         padding_mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         state: MixerState | None = None,
+        first_value: FirstValue | None = None,
     ) -> tuple[Tensor, MixerState | None]:
         self._check(hidden_states, rotary, cu_seqlens, state)
         options, (batch, tokens, _) = self.options, hidden_states.shape
         padded = self._padded(padding_mask, batch, tokens)
-        q, k, v = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+        x = self.inputs(hidden_states, padded, cu_seqlens, state)
+        q, k, v = self.q_proj(x["q_proj"]), self.k_proj(x["k_proj"]), self.v_proj(x["v_proj"])
         q, k = q.unflatten(-1, (-1, options.head_dim)), k.unflatten(-1, (-1, options.head_dim))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -103,11 +105,11 @@ class LinearAttention(Mixer):
             q, k = ops.apply_rotary(q, *rotary), ops.apply_rotary(k, *rotary)
         q, k = q.flatten(-2).to(v.dtype), k.flatten(-2).to(v.dtype)
         if padded is not None:
-            q, k, v = (x.masked_fill(padded, 0) for x in (q, k, v))
+            q, k, v = (y.masked_fill(padded, 0) for y in (q, k, v))
         q, k, v = self._convolve(q, k, v, cu_seqlens, state)
         if options.activation == "silu":
             q, k, v = F.silu(q), F.silu(k), F.silu(v)
-        gates = self.gates(hidden_states)
+        gates = self.gates(x)
         if padded is not None:
             # After the convolution a padded position may be non-zero again only for right padding; gates decide alone.
             k, v = k.masked_fill(padded, 0), v.masked_fill(padded, 0)
@@ -120,12 +122,13 @@ class LinearAttention(Mixer):
         if options.l2_norm:
             q, k = ops.l2_normalize(q), ops.l2_normalize(k)
         if k.shape[2] != options.num_heads:
-            k, v = (x.repeat_interleave(options.num_heads // x.shape[2], dim=2) for x in (k, v))
+            k, v = (y.repeat_interleave(options.num_heads // y.shape[2], dim=2) for y in (k, v))
+        v = self.values(v, x, first_value)
         k, inputs = self.writes(k, gates)
         out = self._rule(q, k, v, inputs, cu_seqlens, state)
         if state is not None:
             state.seen += tokens
-        return self.o_proj(self._gated(out, hidden_states).flatten(-2)), state
+        return self.o_proj(self._gated(out, x).flatten(-2)), state
 
     def _padded(self, padding_mask: Tensor | None, batch: int, tokens: int) -> Tensor | None:
         """[B, T, 1] true where a position is padding."""
@@ -183,12 +186,22 @@ class LinearAttention(Mixer):
             state.recurrent = final
         return out.reshape(shape)
 
-    def _gated(self, out: Tensor, hidden_states: Tensor) -> Tensor:
-        gate = None if self.g_proj is None else self.g_proj(hidden_states).view_as(out)
-        if gate is not None and self.options.gate_activation == "sigmoid":
-            return (out if self.o_norm is None else self.o_norm(out)) * gate.sigmoid()
-        if self.o_norm is not None and gate is not None:
+    def _gate_projection(self, outputs: int) -> nn.Module:
+        hidden, rank = self.options.hidden_size, self.options.output_gate_low_rank_dim
+        if not rank:
+            return nn.Linear(hidden, outputs, bias=False)
+        inner = "sigmoid" if self.options.gate_activation == "inner_sigmoid" else "none"
+        return LowRank(hidden, rank, outputs, activation=inner)
+
+    def _output_norm(self) -> RMSNorm | HeadGroupNorm:
+        return RMSNorm(self.options.value_head_dim, self.options.norm_eps)
+
+    def _gated(self, out: Tensor, x: ProjectionInputs) -> Tensor:
+        gate = None if self.g_proj is None else self.g_proj(x["g_proj"]).view_as(out)
+        activation = self.options.gate_activation
+        if isinstance(self.o_norm, RMSNorm) and gate is not None and activation == "silu":
             return ops.gated_rms_norm(out, gate, self.o_norm.weight, self.o_norm.eps)
-        if self.o_norm is not None:
-            return self.o_norm(out)
-        return out if gate is None else out * F.silu(gate)
+        out = out if self.o_norm is None else self.o_norm(out)
+        if gate is None or activation == "inner_sigmoid":
+            return out if gate is None else out * gate
+        return out * (gate.sigmoid() if activation == "sigmoid" else F.silu(gate))

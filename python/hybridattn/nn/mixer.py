@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from hybridattn.nn.first_value import FirstValue
 from hybridattn.nn.options import MixerOptions
 from hybridattn.nn.state import CacheState, MixerState
 
@@ -44,6 +45,7 @@ class Mixer(nn.Module):
         padding_mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         state: MixerState | None = None,
+        first_value: FirstValue | None = None,
     ) -> tuple[Tensor, MixerState | None]:
         """Mixes tokens.
 
@@ -55,6 +57,8 @@ class Mixer(nn.Module):
             cu_seqlens: [N + 1] int64, borders of packed documents over the flattened B * T tokens; every row's end must
                 be a border.
             state: an (empty or earlier) MixerState to continue from; it is updated in place. None keeps nothing.
+            first_value: what this forward pass of the model shares between its mixers, for those with a value residual;
+                None: this mixer is the first.
 
         Returns:
             (out [B, T, D], state). Outputs at padded positions have no meaning.
@@ -73,6 +77,7 @@ class Mixer(nn.Module):
         padding_mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         unpadded: bool = False,
+        first_value: FirstValue | None = None,
         cache: Any | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
@@ -92,7 +97,12 @@ class Mixer(nn.Module):
                 raise ValueError(f"{self.kind}: layer_idx is needed to use a cache; build the mixer with it")
             state = CacheState(cache, self.layer_idx, linear=self.is_linear)
         out, _ = self.mix(
-            hidden_states, rotary=position_embeddings, padding_mask=padding_mask, cu_seqlens=cu_seqlens, state=state
+            hidden_states,
+            rotary=position_embeddings,
+            padding_mask=padding_mask,
+            cu_seqlens=cu_seqlens,
+            state=state,
+            first_value=first_value,
         )
         return out, None
 

@@ -1,8 +1,9 @@
-"""RMSNorm with a learned weight over the last dimension."""
+"""Norms over the last dimension: RMSNorm, and RWKV's group norm."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridattn import ops
@@ -24,3 +25,22 @@ class RMSNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+class HeadGroupNorm(nn.Module):
+    """(x - mean) / sqrt(var + eps) over each head, then a weight and a bias per channel, computed in fp32: RWKV's group
+    norm with a group per head (arXiv 2404.05892).
+
+    Shapes: x [..., H, V], weight and bias [H V]; the result has x's shape and dtype.
+    """
+
+    def __init__(self, heads: int, head_dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(heads * head_dim))
+        self.bias = nn.Parameter(torch.zeros(heads * head_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = F.layer_norm(wide, x.shape[-1:], eps=self.eps)
+        return torch.addcmul(self.bias.to(wide).view(x.shape[-2:]), wide, self.weight.to(wide).view(x.shape[-2:])).to(x)

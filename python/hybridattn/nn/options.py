@@ -139,7 +139,9 @@ class LinearAttentionOptions(MixerOptions):
     output_gate: bool = True
     """Multiply the (normalised) output by an activation of g_proj x."""
     gate_activation: str = "silu"
-    """Activation of the output gate: "silu" or "sigmoid"."""
+    """Activation of the output gate: "silu" or "sigmoid"; "inner_sigmoid" stands in the middle of a g_proj of low rank."""
+    output_gate_low_rank_dim: int = 0
+    """Rank of g_proj; 0: a full matrix."""
     output_norm: bool = True
     """RMSNorm over each value head before the gate."""
 
@@ -154,7 +156,14 @@ class LinearAttentionOptions(MixerOptions):
             raise ValueError(f"{owner}: short_convolution must be 0 (off) or at least 2; got {self.short_convolution}")
         _choice(owner, "kv_sharing", self.kv_sharing, ("cloned", "shared"))
         _choice(owner, "activation", self.activation, ("silu", "none"))
-        _choice(owner, "gate_activation", self.gate_activation, ("silu", "sigmoid"))
+        _choice(owner, "gate_activation", self.gate_activation, ("silu", "sigmoid", "inner_sigmoid"))
+        if self.output_gate_low_rank_dim < 0:
+            raise ValueError(
+                f"{owner}: output_gate_low_rank_dim must be 0 (a full matrix) or positive; "
+                f"got {self.output_gate_low_rank_dim}"
+            )
+        if self.gate_activation == "inner_sigmoid" and not self.output_gate_low_rank_dim:
+            raise ValueError(f"{owner}: gate_activation inner_sigmoid needs output_gate_low_rank_dim; got 0")
 
     @property
     def projected_kv_heads(self) -> int:
@@ -239,10 +248,26 @@ class Rwkv6Options(LinearAttentionOptions):
     """Rank of the projection that gives the decay."""
     state_balancing: bool = True
     """Scale keys so that the state's size does not depend on its decay; stands for an output norm."""
+    group_norm: bool = False
+    """The output norm, where there is one, is RWKV's group norm instead of an RMSNorm."""
+    token_shift: str = "none"
+    """Projections read a mixture with the token before: "lerp" in fixed shares per channel, "ddlerp" in shares that
+    depend on the data, "none" not at all. Starts without a shift."""
+    shift_low_rank_dim: int = 32
+    """Rank of the projections that give ddlerp's shares."""
+    value_residual: bool = False
+    """Mix the values with those of the model's first mixer by a learned gate, which starts closed."""
+    value_low_rank_dim: int = 32
+    """Rank of the projection that gives the value residual's gate."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.gate_low_rank_dim = _rank(type(self).__name__, "gate_low_rank_dim", self.gate_low_rank_dim)
+        owner = type(self).__name__
+        for name in ("gate_low_rank_dim", "shift_low_rank_dim", "value_low_rank_dim"):
+            setattr(self, name, _rank(owner, name, getattr(self, name)))
+        _choice(owner, "token_shift", self.token_shift, ("none", "lerp", "ddlerp"))
+        if self.group_norm and not self.output_norm:
+            raise ValueError(f"{owner}: group_norm has no effect without output_norm")
 
 
 @dataclass(kw_only=True)

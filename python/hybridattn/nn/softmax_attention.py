@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from hybridattn import ops
+from hybridattn.nn.first_value import FirstValue
 from hybridattn.nn.mixer import Mixer, Rotary
 from hybridattn.nn.norm import RMSNorm
 from hybridattn.nn.options import MixerOptions, SlidingWindowOptions, SoftmaxAttentionOptions
@@ -47,6 +48,7 @@ class SoftmaxAttention(Mixer):
         padding_mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         state: MixerState | None = None,
+        first_value: FirstValue | None = None,
     ) -> tuple[Tensor, MixerState | None]:
         self._check(hidden_states, rotary, cu_seqlens, state)
         options = self.options

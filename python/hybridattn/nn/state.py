@@ -1,6 +1,6 @@
 """What a mixer remembers between calls: its own MixerState, or a Transformers cache seen as one.
 
-Shapes: B batch, T tokens, H heads, K key dim, V value dim, W convolution width, C convolved channels.
+Shapes: B batch, T tokens, H heads, K key dim, V value dim, W convolution width, C convolved channels, D hidden size.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ class MixerState:
         """[B, H, K, V], fp32: the linear rule's state."""
         self.convolution: Tensor | None = None
         """[B, C, W - 1]: inputs of the short convolutions of q, k and v, side by side."""
+        self.previous: Tensor | None = None
+        """[B, 1, D]: the last token's hidden state, for a token shift."""
         self.key: Tensor | None = None
         """[B, T, HKV, K]: keys of softmax attention."""
         self.value: Tensor | None = None
@@ -105,6 +107,16 @@ class CacheState(MixerState):
     def convolution(self, state: Tensor | None) -> None:
         assert state is not None
         self._cache.update_conv_state(state, self._layer_idx)
+
+    @property
+    def previous(self) -> Tensor | None:
+        layer = self._cache.layers[self._layer_idx]
+        return layer.conv_states[1].transpose(1, 2) if layer.is_conv_states_initialized[1] else None
+
+    @previous.setter
+    def previous(self, token: Tensor | None) -> None:
+        assert token is not None
+        self._cache.update_conv_state(token.transpose(1, 2), self._layer_idx, 1)
 
     def extend(self, key: Tensor, value: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         key, value = self._cache.update(key.transpose(1, 2), value.transpose(1, 2), self._layer_idx)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hybridattn import hf
 from hybridattn.data import Batch
+from hybridattn.nn import FirstValue
 
 
 class _Recorder(nn.Module):
@@ -44,6 +45,16 @@ def layer_inputs(model: Any, batch: Batch) -> tuple[Tensor, list[dict[str, Any]]
 
 Observer = Callable[[int, Tensor], Tensor]
 """(layer, what its attention or mixer put out [B, T, D]) -> one value per sequence [B]."""
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How far the hybrids that share their layers so far have come."""
+
+    hidden: Tensor
+    first: FirstValue
+    """For mixers with a value residual."""
+    observed: Tensor | None = None
 
 
 @dataclass
@@ -84,10 +95,10 @@ class LayerSetPass:
     ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         embeddings, self._arguments = layer_inputs(self.teacher, self.batch)
         self._observer = observer
-        yield from self._descend(0, embeddings, None, list(range(len(sets))), sets)
+        yield from self._descend(0, _Way(embeddings, FirstValue()), list(range(len(sets))), sets)
 
     def _descend(
-        self, depth: int, hidden: Tensor, observed: Tensor | None, members: list[int], sets: Sequence[frozenset[int]]
+        self, depth: int, way: _Way, members: list[int], sets: Sequence[frozenset[int]]
     ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         layers = hf.decoder_layers(self.teacher)
         while depth < len(layers):
@@ -96,18 +107,18 @@ class LayerSetPass:
             if soft and linear:
                 # The smaller branch runs to its end first; the larger one goes on from the state that is kept here.
                 fewer, members = sorted((soft, linear), key=len)
-                branch = self._run(depth, hidden, observed, keep=fewer is soft)
-                yield from self._descend(depth + 1, *branch, fewer, sets)
+                branch = self._run(depth, way, keep=fewer is soft)
+                yield from self._descend(depth + 1, branch, fewer, sets)
                 del branch
-                hidden, observed = self._run(depth, hidden, observed, keep=members is soft)
+                way = self._run(depth, way, keep=members is soft)
             else:
-                hidden, observed = self._run(depth, hidden, observed, keep=bool(soft))
+                way = self._run(depth, way, keep=bool(soft))
             depth += 1
-        final = self.teacher.model.norm(hidden)
+        final = self.teacher.model.norm(way.hidden)
         for index in members:
-            yield index, final, observed
+            yield index, final, way.observed
 
-    def _run(self, depth: int, hidden: Tensor, observed: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
+    def _run(self, depth: int, way: _Way, keep: bool) -> _Way:
         layer: Any = hf.decoder_layers(self.teacher)[depth]
         self.layers_run += 1
         with ExitStack() as scope:
@@ -118,8 +129,9 @@ class LayerSetPass:
             if self._observer is not None:
                 hook = layer.self_attn.register_forward_hook(lambda _m, _a, output: seen.append(output[0]))
                 scope.callback(hook.remove)
-            hidden = layer(hidden, **self._arguments[depth])
+            first = way.first.copy()
+            hidden = layer(way.hidden, **(self._arguments[depth] | {"first_value": first}))
         if self._observer is None:
-            return hidden, None
+            return _Way(hidden, first)
         value = self._observer(depth, seen[0])
-        return hidden, value if observed is None else observed + value
+        return _Way(hidden, first, value if way.observed is None else way.observed + value)

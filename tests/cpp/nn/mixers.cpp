@@ -100,9 +100,16 @@ TEST_CASE("recomputed blocks have the gradients of kept ones") {
     auto input = x.clone().requires_grad_(true);
     first->zero_grad();
     second->zero_grad();
-    const auto block = [&](const at::Tensor& y) { return (first->forward(y).tanh() * second->forward(y)).sum(-1); };
-    const auto out = again ? recomputed(block, input) : block(input);
-    out.square().sum().backward();
+    // The first block defines what is shared, the second one uses it, and so does its caller.
+    const Block block = [&](const at::Tensor& y, at::Tensor& shared) {
+      shared = shared.defined() ? shared : second->forward(y);
+      return first->forward(y).tanh() * shared;
+    };
+    at::Tensor shared, out = input;
+    for (int i = 0; i < 2; ++i) {
+      out = again ? recomputed(block, out, shared) : block(out, shared);
+    }
+    (out + shared).square().sum().backward();
     return std::vector<at::Tensor>{input.grad().clone(), first->weight.grad().clone(), second->bias.grad().clone()};
   };
   const auto kept = gradients(false), again = gradients(true);

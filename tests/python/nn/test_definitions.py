@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridattn.nn import build_mixer
+from hybridattn.nn import FirstValue, build_mixer
 from tolerances import assert_close
 
 SHAPE = {"hidden_size": 20, "num_heads": 4, "num_kv_heads": 2, "head_dim": 6, "norm_eps": 1e-3}
@@ -37,6 +37,11 @@ KINDS = [
     ("rwkv6", {"state_balancing": False, "gate_activation": "silu"}),
     ("rwkv7", {}),
     ("rwkv7", {"state_balancing": False}),
+    ("rwkv6", {"token_shift": "ddlerp"}),
+    ("rwkv6", {"group_norm": True, "output_norm": True, "token_shift": "lerp"}),
+    ("rwkv7", {"token_shift": "ddlerp", "value_residual": True}),
+    ("kda", {"output_gate_low_rank_dim": 3, "gate_activation": "sigmoid"}),
+    ("rwkv7", {"output_gate_low_rank_dim": 3, "gate_activation": "inner_sigmoid"}),
 ]
 
 
@@ -57,10 +62,23 @@ def convolved(x: Tensor, taps: Tensor) -> Tensor:
     )
 
 
+def read_by(mixer: Any, name: str, x: Tensor) -> Tensor:
+    """What the projection `name` reads: x, or its mixture of each token and the one before."""
+    shift = getattr(mixer, "token_shift", None)
+    if shift is None:
+        return x
+    back = F.pad(x, (0, 0, 1, -1)) - x
+    share = shift.mix[name]
+    if mixer.options.token_shift == "ddlerp":
+        share = share + low_rank(shift.lora[name], x + back * shift.base)
+    return x + back * share
+
+
 def projected(mixer: Any, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q, k [T, H, K] and v [T, H, V] as the rule reads them."""
     o = mixer.options
-    q, k, v = (F.linear(x, p.weight, p.bias) for p in (mixer.q_proj, mixer.k_proj, mixer.v_proj))
+    names = ("q_proj", "k_proj", "v_proj")
+    q, k, v = (F.linear(read_by(mixer, n, x), getattr(mixer, n).weight, getattr(mixer, n).bias) for n in names)
     q, k = q.view(len(x), -1, o.head_dim), k.view(len(x), -1, o.head_dim)
     if o.qk_norm:
         q, k = normed(q, mixer.q_norm.weight, o.norm_eps), normed(k, mixer.k_norm.weight, o.norm_eps)
@@ -84,9 +102,8 @@ def projected(mixer: Any, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, 
 
 def low_rank(module: Any, x: Tensor) -> Tensor:
     hidden = x @ module.down.weight.T
-    return (hidden.tanh() if module.tanh else hidden) @ module.up.weight.T + (
-        0 if module.up.bias is None else module.up.bias
-    )
+    middle = {"none": hidden, "tanh": hidden.tanh(), "sigmoid": 1 / (1 + (-hidden).exp())}[module.activation]
+    return middle @ module.up.weight.T + (0 if module.up.bias is None else module.up.bias)
 
 
 def gates(mixer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -99,8 +116,10 @@ def gates(mixer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
     if mixer.kind == "gla":
         return per_channel(F.logsigmoid(low_rank(mixer.gk_proj, x))) / o.gate_logit_normalizer, None
     if mixer.kind == "rwkv6":
+        x = read_by(mixer, "w_lora", x)
         return per_channel((-(mixer.w0 + low_rank(mixer.w_lora, x)).exp()).clamp_min(-5)), None
     if mixer.kind == "rwkv7":
+        x = read_by(mixer, "w_lora", x)
         return per_channel(-math.exp(-0.5) * (mixer.w0 + low_rank(mixer.w_lora, x)).sigmoid()), None
     if mixer.kind == "lightning":
         exponents = torch.arange(heads, dtype=torch.float64)
@@ -116,13 +135,18 @@ def gates(mixer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
     return -mixer.A_log.exp() * F.softplus(x @ mixer.a_proj.weight.T + mixer.dt_bias), beta
 
 
-def by_definition(mixer: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def by_definition(mixer: Any, x: Tensor, cos: Tensor, sin: Tensor, first: Tensor | None = None) -> Tensor:
+    """`first` [T, H, V]: the values of the model's first mixer, where there is one below."""
     o = mixer.options
     q, k, v = projected(mixer, x, cos, sin)
+    if first is not None:
+        opened = (mixer.v0 + low_rank(mixer.v_lora, read_by(mixer, "v_proj", x))).sigmoid()
+        v = v + (mixer.v_scale * opened).view_as(v) * (first - v)
     decay, beta = gates(mixer, x)
     rate = None
     if mixer.kind == "rwkv7":
-        rate = (mixer.a0 + low_rank(mixer.a_lora, x)).sigmoid().view(len(x), o.num_heads, o.head_dim)
+        raw = mixer.a0 + low_rank(mixer.a_lora, read_by(mixer, "a_lora", x))
+        rate = raw.sigmoid().view(len(x), o.num_heads, o.head_dim)
     out = torch.zeros(len(x), o.num_heads, o.value_head_dim, dtype=x.dtype)
     for head in range(o.num_heads):
         state = torch.zeros(o.head_dim, o.value_head_dim, dtype=x.dtype)
@@ -138,12 +162,15 @@ def by_definition(mixer: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             written = v[t, head] if beta is None else beta[t, head] * (v[t, head] - key @ state)
             state = state + torch.outer(key, written)
             out[t, head] = o.head_dim**-0.5 * (q[t, head] @ state)
-    if o.output_norm:
+    if o.output_norm and getattr(o, "group_norm", False):
+        out = F.group_norm(out.flatten(1), o.num_heads, mixer.o_norm.weight, mixer.o_norm.bias, 1e-5)
+    elif o.output_norm:
         out = normed(out, mixer.o_norm.weight, o.norm_eps)
-    out = out.flatten(1)
+    out = out.reshape(len(x), -1)
     if o.output_gate:
-        gate = x @ mixer.g_proj.weight.T
-        out = out * (gate.sigmoid() if o.gate_activation == "sigmoid" else F.silu(gate))
+        y = read_by(mixer, "g_proj", x)
+        gate = low_rank(mixer.g_proj, y) if o.output_gate_low_rank_dim else y @ mixer.g_proj.weight.T
+        out = out * {"silu": F.silu(gate), "sigmoid": gate.sigmoid(), "inner_sigmoid": gate}[o.gate_activation]
     return F.linear(out, mixer.o_proj.weight, mixer.o_proj.bias)
 
 
@@ -152,11 +179,18 @@ def by_definition(mixer: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 @pytest.mark.parametrize(("kind", "extra"), KINDS, ids=lambda part: part if isinstance(part, str) else ",".join(part))
 @pytest.mark.parametrize("tokens", [1, 13])
 def test_a_mixer_is_its_definition(kind: str, extra: dict[str, Any], options: dict[str, Any], tokens: int) -> None:
+    if extra.get("group_norm"):
+        options = {name: value for name, value in options.items() if name != "output_norm"}
     mixer = build_mixer(kind, SHAPE | extra | options).double()
     for parameter in mixer.parameters():  # away from plain starts: identity taps, norms of one
         parameter.add_(0.3 * torch.randn_like(parameter))
     x = torch.randn(2, tokens, 20, dtype=torch.float64)
     angle = torch.arange(tokens, dtype=torch.float64)[:, None] * torch.tensor([1.0, 0.3, 0.1] * 2).double()
     cos, sin = angle.cos(), angle.sin()
-    out, _ = mixer.mix(x, rotary=(cos[None], sin[None]))
-    assert_close(out, torch.stack([by_definition(mixer, row, cos, sin) for row in x]))
+    below, first = None, [None, None]
+    if extra.get("value_residual"):
+        values = torch.randn(2, tokens, 4, mixer.options.value_head_dim, dtype=torch.float64)
+        below, first = FirstValue(), list(values)
+        below.seen_by("another mixer", values)
+    out, _ = mixer.mix(x, rotary=(cos[None], sin[None]), first_value=below)
+    assert_close(out, torch.stack([by_definition(mixer, row, cos, sin, f) for row, f in zip(x, first, strict=True)]))

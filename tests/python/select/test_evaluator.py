@@ -21,14 +21,14 @@ LAYERS = 5
 STAGE = Stage(tokens=6 * 2 * 12, seq_len=12, batch_size=2, lr=1e-3, mixer_lr=1e-2, checkpoint_every=2)
 
 
-def models():
+def models(mixer="gated_deltanet", **options):
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=31, hidden_size=16, intermediate_size=24, num_hidden_layers=LAYERS, num_attention_heads=4,
         num_key_value_heads=2, initializer_range=0.3,
     )  # fmt: skip
     teacher = LlamaForCausalLM(config).eval().requires_grad_(False)
-    return ha.convert(teacher, verbose=False), teacher
+    return ha.convert(teacher, mixer, options, verbose=False), teacher
 
 
 def data() -> TokenData:
@@ -49,6 +49,18 @@ def test_hybrids_that_share_layers_score_as_alone():
         assert losses == pytest.approx(alone, rel=1e-5, abs=1e-7)
     assert evaluator.losses([range(LAYERS)])[0] == [0.0] * 12
     assert evaluator.tokens == 6 * 144, "six different hybrids, each measured once"
+
+
+def test_layers_that_share_values_score_as_alone():
+    """The lowest mixer of each hybrid is another one, and hybrids that part pass on their own values."""
+    student, teacher = models("rwkv7", value_residual=True)
+    with torch.no_grad():
+        for mixer in student.mixers().values():
+            mixer.v_scale.fill_(1.5)
+    sets = [[], [0], [1], [0, 1], [0, 2], [4]]
+    for kept, losses in zip(sets, CandidateEvaluator(student, teacher, held_out()).losses(sets), strict=True):
+        alone = evaluate.kl(ha.keep_softmax(student, teacher, kept), teacher, held_out()).tolist()
+        assert losses == pytest.approx(alone, rel=1e-5, abs=1e-7)
 
 
 def test_packed_documents_and_masks_count_as_in_evaluation():
