@@ -10,6 +10,8 @@
 
 #include <fmt/format.h>
 
+#include <hybridattn/select/random.h>
+
 namespace hybridattn::select {
 
 /// Sorted indices of the layers that keep softmax attention.
@@ -49,21 +51,14 @@ inline int64_t uniform_offsets(int64_t layers, int64_t keep) {
 }
 
 /// K layers at random; the same on every machine for a seed.
-/// Source: selection sampling over splitmix64, since std::shuffle and the standard distributions differ between
-/// libraries.
+/// Source: selection sampling (Knuth, vol. 2, 3.4.2, algorithm S).
 inline Plan random_plan(int64_t layers, int64_t keep, uint64_t seed) {
   check_keep(layers, keep);
-  uint64_t state = seed;
-  auto uniform = [&state] {
-    uint64_t bits = (state += 0x9E3779B97F4A7C15ULL);
-    bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9ULL;
-    bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EBULL;
-    return static_cast<double>((bits ^ (bits >> 31)) >> 11) * 0x1p-53;
-  };
+  SplitMix64 random(seed);
   Plan plan;
   for (int64_t layer = 0; layer < layers; ++layer) {
     const auto wanted = static_cast<double>(keep - static_cast<int64_t>(plan.size()));
-    if (uniform() * static_cast<double>(layers - layer) < wanted)
+    if (random.uniform() * static_cast<double>(layers - layer) < wanted)
       plan.push_back(layer);
   }
   return plan;

@@ -64,6 +64,9 @@ def _score_sections(run: Path, selection: dict[str, Any]) -> list[dict[str, Any]
             {
                 "title": scores["title"],
                 "explanation": scores["explanation"],
+                "source": scores.get("source", ""),
+                "deviations": scores.get("deviations", ""),
+                "cost": scores.get("cost"),
                 "kept": chosen,
                 "svg": plots.importance(scores["layers"], chosen, scores["label"]),
             }

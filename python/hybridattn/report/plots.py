@@ -51,10 +51,13 @@ def importance(scores: Sequence[dict[str, Any]], kept: Sequence[int], label: str
     """Score per layer with its interval; kept layers stand out.
 
     Args:
-        scores: objects with ``layer``, ``score``, ``low``, ``high`` (the last two may be None).
+        scores: objects with ``layer``, ``score``, ``low``, ``high``; a layer without a score has no bar, one without an
+            interval no whiskers.
     """
     figure, axes = _figure(7.2, 2.7)
     for row in scores:
+        if row["score"] is None:
+            continue
         color = KEPT if row["layer"] in kept else OTHER
         axes.bar(row["layer"], row["score"], color=color, width=0.7)
         if row.get("low") is not None and row.get("high") is not None:

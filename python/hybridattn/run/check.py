@@ -9,39 +9,43 @@ from hybridattn.distill.align import AlignObjective
 from hybridattn.distill.finetune import FinetuneObjective
 from hybridattn.distill.match import MatchObjective
 from hybridattn.hf import check_teacher
-from hybridattn.run.choice import candidate_stage
+from hybridattn.run.choice import PLANS, SCORED, candidate_stage, scoring_table
+from hybridattn.select.criteria import build_criterion
 
 if TYPE_CHECKING:
     from hybridattn.run.pipeline import Pipeline
     from hybridattn.run.recipe import Recipe, ScoringTable
 
 _LOSSES = {objective.name: objective.losses for objective in (AlignObjective, MatchObjective, FinetuneObjective)}
-_SCORED = ("addition", "removal")
-_FIXED = ("uniform", "random", "first", "last")
 
 
 def _check_plans(recipe: Recipe, num_layers: int) -> None:
-    scored = (*_SCORED, *recipe.compare.scores)
-    strategies = ("ranking", "sequential", "explicit", *scored, *_FIXED)
+    scored = (*SCORED, *recipe.compare.scores)
+    strategies = ("ranking", "sequential", "explicit", *scored, *PLANS)
     if recipe.select.strategy not in strategies:
         raise ValueError(f"select.strategy: unknown '{recipe.select.strategy}'; known are {', '.join(strategies)}")
-    plans = ("all_linear", "ranking", "sequential", *scored, *_FIXED)
+    plans = ("all_linear", "ranking", "sequential", *scored, *PLANS)
     for plan in recipe.compare.plans:
         name, colon, argument = plan.partition(":")
         if name.replace(",", "").isdigit():
             select.explicit_plan(num_layers, [int(part) for part in name.split(",") if part])
         elif name not in plans:
             raise ValueError(f"compare.plans: unknown '{plan}'; known are {', '.join(plans)}, or layers as 0,5,7")
-        elif colon and (name not in ("uniform", "random") or not argument.isdigit()):
-            raise ValueError(f"compare.plans: '{plan}': expected uniform:OFFSET or random:SEED, a whole number each")
+        elif colon and plan != "uniform:all" and (name not in ("uniform", "random") or not argument.isdigit()):
+            raise ValueError(
+                f"compare.plans: '{plan}': expected uniform:OFFSET or random:SEED, a whole number each, or uniform:all"
+            )
 
 
 def _scorings(recipe: Recipe) -> dict[str, ScoringTable]:
     """The scorings that the choice and its rivals ask for, by the table's name in the recipe."""
     wanted = {recipe.select.strategy, *(plan.partition(":")[0] for plan in recipe.compare.plans)}
     tables = {f"compare.scores.{name}": table for name, table in recipe.compare.scores.items() if name in wanted}
-    if wanted & {"ranking", "sequential", *_SCORED}:
+    if wanted & {"ranking", "sequential"}:
         tables["score"] = recipe.score
+    for name in sorted(wanted & set(SCORED) - set(recipe.compare.scores)):
+        table = scoring_table(recipe, name)
+        tables["score" if table is recipe.score else f"score as {name}"] = table
     return tables
 
 
@@ -63,7 +67,11 @@ def check_recipe(pipeline: Pipeline, config: Any) -> None:
             except (ValueError, TypeError) as error:
                 raise ValueError(f"[{name}]: {error}") from error
     for name, table in _scorings(recipe).items():
-        if table.max_steps:
+        try:
+            criterion = build_criterion(table.criterion, table.options)
+        except ValueError as error:
+            raise ValueError(f"[{name}]: {error}") from error
+        if table.max_steps and criterion.trains_candidates:
             try:
                 candidate_stage({"seq_len": recipe.data.seq_len} | table.stage).resolved_loss(*MatchObjective.losses)
             except (ValueError, TypeError) as error:
@@ -87,6 +95,13 @@ def check_data(pipeline: Pipeline, config: Any) -> None:
     if scorings:
         data.held_out(recipe.score.held_out_sequences)
     for name, table in scorings.items():
+        criterion = build_criterion(table.criterion, table.options)
+        try:
+            criterion.check(pipeline.tokenizer, config.vocab_size, recipe.data.seq_len)
+        except ValueError as error:
+            raise ValueError(f"[{name}]: {error}") from error
+        if not criterion.trains_candidates:
+            continue
         race = _C.select.Race(
             num_layers=config.num_hidden_layers,
             keep=recipe.select.budget(config.num_hidden_layers),

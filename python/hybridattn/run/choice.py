@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hybridattn import select
+from hybridattn import _C, select
 from hybridattn.select import CandidateEvaluator, LayerScores, ScoreOptions
+from hybridattn.select.criteria import ALIASES, CRITERIA, criterion_type
 
 if TYPE_CHECKING:
     from hybridattn.run.pipeline import Pipeline
-    from hybridattn.run.recipe import ScoringTable, SelectTable
+    from hybridattn.run.recipe import Recipe, ScoringTable, SelectTable
 
-_EXPLANATIONS = {
-    "removal": "Each layer of the teacher is made linear alone (GR-S2): important layers hurt most.",
-    "addition": "Softmax is restored in one layer of the all-linear student alone (GA-S2, as published): important "
-    "layers leave the least KL.",
-}
+PLANS = ("uniform", "random", "first", "last")
+"""Strategies that look at nothing."""
+SCORED = tuple(name for name in (*ALIASES, *CRITERIA) if name not in (*PLANS, "explicit"))
+"""Strategies that are a criterion's highest layers."""
+
+
+def scoring_table(recipe: Recipe, name: str) -> ScoringTable:
+    """The table of ``[compare.scores]`` of that name, or ``[score]`` with that criterion."""
+    if name in recipe.compare.scores:
+        return recipe.compare.scores[name]
+    if criterion_type(name) is criterion_type(recipe.score.criterion):
+        return recipe.score
+    return recipe.score.model_copy(update={"criterion": name, "options": {}})
 
 
 @dataclass(frozen=True)
@@ -66,15 +76,15 @@ class LayerChooser:
         """
         recipe = self.pipeline.recipe
         name = name or recipe.score.criterion
-        table = recipe.compare.scores.get(name)
-        if table is None:
-            table = recipe.score.model_copy(update={"criterion": name})
+        table = scoring_table(recipe, name)
         return self.pipeline.directory.once(f"score/{name}.json", lambda: self._score(name, table))
 
     def _score(self, name: str, table: ScoringTable) -> dict[str, Any]:
         pipeline = self.pipeline
-        options = ScoreOptions(table.criterion, table.mode, table.steps_per_round, table.max_steps, table.confidence)
-        stage = data = None
+        options = ScoreOptions(
+            table.criterion, table.mode, table.steps_per_round, table.max_steps, table.confidence, options=table.options
+        )
+        stage, data = None, pipeline.data()
         if table.max_steps:
             fields = {"seq_len": pipeline.recipe.data.seq_len, "seed": pipeline.recipe.seed, "dtype": pipeline.dtype()}
             stage = candidate_stage(fields | table.stage)
@@ -82,7 +92,7 @@ class LayerChooser:
         scores = self._accounted(
             f"score ({name})",
             lambda: select.race_layers(
-                self.evaluator(), options, keep=self.keep, stage=stage, data=data,
+                self.evaluator(), options, keep=self.keep, stage=stage, data=data, tokenizer=pipeline.tokenizer,
                 progress=lambda line: pipeline.progress(f"score  {name}  {line}"),
             ),
         )  # fmt: skip
@@ -115,7 +125,7 @@ class LayerChooser:
         self, strategy: str, offset: int = 0, seed: int = 0, listed: list[int] | None = None
     ) -> tuple[list[int], str, list[dict[str, Any]]]:
         count, keep = self.num_layers, self.keep
-        if strategy in ("ranking", "addition", "removal") or strategy in self.pipeline.recipe.compare.scores:
+        if strategy in ("ranking", *SCORED) or strategy in self.pipeline.recipe.compare.scores:
             name = self.pipeline.recipe.score.criterion if strategy == "ranking" else strategy
             return self.scores(name)["kept"], f"the {keep} highest by {name}", []
         if strategy == "sequential":
@@ -131,10 +141,8 @@ class LayerChooser:
             return list(select.last_plan(count, keep)), f"the last {keep}", []
         if strategy == "explicit":
             return list(select.explicit_plan(count, listed or [])), "as listed in the recipe", []
-        raise ValueError(
-            f"select.strategy: unknown '{strategy}'; known are ranking, addition, removal, sequential, uniform, "
-            "random, first, last, explicit"
-        )
+        known = ("ranking", *SCORED, "sequential", *PLANS, "explicit")
+        raise ValueError(f"select.strategy: unknown '{strategy}'; known are {', '.join(known)}")
 
     def _sequential(self, keep: int) -> select.SearchResult:
         line = lambda text: self.pipeline.progress(f"select  {text}")  # noqa: E731
@@ -153,6 +161,9 @@ class LayerChooser:
                 result[plan] = []
             elif name.replace(",", "").isdigit():
                 result[plan] = list(select.explicit_plan(self.num_layers, [int(part) for part in name.split(",")]))
+            elif argument == "all":
+                for offset in range(_C.select.uniform_offsets(self.num_layers, self.keep)):
+                    result[f"{name}-{offset}"] = self._plan(name, offset=offset)[0]
             else:
                 number = int(argument or 0)
                 result[plan.replace(":", "-")] = self._plan(name, offset=number, seed=number)[0]
@@ -168,13 +179,21 @@ def candidate_stage(fields: dict[str, Any]) -> Any:
 
 
 def described(scores: LayerScores, kept: list[int], max_steps: int) -> dict[str, Any]:
-    """Scores as the report and the tables show them."""
-    training = f" Each candidate trained for {max_steps} steps." if max_steps else " No candidate was trained."
+    """Scores as the report and the tables show them; what was never measured is None."""
+    criterion = criterion_type(scores.criterion)
+    explanation = criterion.explanation
+    if criterion.trains_candidates:
+        explanation += f" Each candidate trained for {max_steps} steps." if max_steps else " No candidate was trained."
     rows = [row | {"rank": rank} for rank, row in enumerate(scores.rows)]
+    for row in rows:
+        row |= {name: row[name] if math.isfinite(row[name]) else None for name in ("score", "low", "high")}
     return {
-        "title": f"{'Removal (GR-S2)' if scores.criterion == 'removal' else 'Addition (GA-S2)'}",
-        "label": "held-out KL",
-        "explanation": _EXPLANATIONS[scores.criterion] + training,
+        "title": criterion.title,
+        "label": criterion.label,
+        "explanation": explanation,
+        "source": criterion.source,
+        "deviations": criterion.deviations,
         "layers": sorted(rows, key=lambda row: row["layer"]),
         "kept": kept,
+        "cost": {"tokens": scores.tokens, "flops": scores.flops, "seconds": scores.seconds},
     }

@@ -44,8 +44,11 @@ class ConvertTable(_Table):
 class ScoringTable(_Table):
     """How the importance of layers is measured: ``[score]``, and ``[compare.scores.NAME]`` beside it."""
 
-    criterion: Literal["removal", "addition"] = "removal"
-    """``removal`` linearises one layer of the teacher (GR-S2); ``addition`` restores softmax in one (GA-S2)."""
+    criterion: str = "removal"
+    """``removal`` linearises one layer of the teacher (GR-S2); ``addition`` restores softmax in one (GA-S2); or another
+    name of ``hybridattn.select.criteria.CRITERIA``."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """The criterion's own, e.g. ``{tasks = ["key_value"]}`` of ``halo``."""
     mode: Literal["exhaustive", "racing"] = "exhaustive"
     confidence: float = Field(0.95, gt=0.5, lt=1)
     steps_per_round: int = Field(0, ge=0)
@@ -135,8 +138,8 @@ class CompareTable(_Table):
     """``[compare]``: other choices of layers that get the same distillation, for the report."""
 
     plans: list[str] = Field(default_factory=list)
-    """``uniform``, ``uniform:OFFSET``, ``random:SEED``, ``first``, ``last``, ``all_linear``, ``addition``, ``removal``,
-    ``sequential``, a name of `scores`, or layers as ``0,5,7``."""
+    """``uniform``, ``uniform:OFFSET``, ``uniform:all`` (every offset), ``random:SEED``, ``first``, ``last``,
+    ``all_linear``, ``sequential``, a criterion as in ``[score]``, a name of `scores`, or layers as ``0,5,7``."""
     scores: dict[str, ScoringTable] = Field(default_factory=dict)
     """Further scorings by name, with the keys of ``[score]``; the highest layers of each are a plan of that name."""
 
@@ -173,6 +176,12 @@ class Recipe(_Table):
         copy.teacher = absolute(copy.teacher)
         copy.data.sources = [absolute(source) for source in copy.data.sources]
         copy.eval.recall = [absolute(task) for task in copy.eval.recall]
+        for table in (copy.score, *copy.compare.scores.values()):
+            for name, value in table.options.items():
+                if isinstance(value, str):
+                    table.options[name] = absolute(value)
+                elif isinstance(value, list):
+                    table.options[name] = [absolute(v) if isinstance(v, str) else v for v in value]
         return copy
 
 

@@ -103,6 +103,8 @@ class RegisteredCriterion(BaseModel, ABC):
     source: ClassVar[str]
     deviations: ClassVar[str]
     explanation: ClassVar[str]
+    trains_candidates: ClassVar[bool] = False
+    """Whether ``max_steps`` and ``mode`` mean anything to it."""
 
     def __call__(self, scoring: Scoring) -> LayerScores:
         before = _spent(scoring.evaluator)
@@ -113,6 +115,13 @@ class RegisteredCriterion(BaseModel, ABC):
     @abstractmethod
     def measure(self, scoring: Scoring) -> Found:
         """Scores every layer; its cost is read off the evaluator."""
+
+    def check(self, tokenizer: Any, vocabulary: int, seq_len: int) -> None:
+        """Asks whether the criterion can be measured with this tokenizer, before anything is trained.
+
+        Raises:
+            ValueError: a task that cannot be asked, naming it.
+        """
 
     def ranked(self, samples: Sequence[Sequence[float]], scoring: Scoring) -> Found:
         """What [layers][sequences] paired values say."""

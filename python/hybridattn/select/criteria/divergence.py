@@ -27,6 +27,7 @@ class Addition(RegisteredCriterion):
     title: ClassVar[str] = "Addition (GA-S2)"
     label: ClassVar[str] = "held-out KL"
     important: ClassVar[Literal["high", "low"]] = "low"
+    trains_candidates: ClassVar[bool] = True
     source: ClassVar[str] = "arXiv 2512.20569, GA-S2"
     deviations: ClassVar[str] = (
         "losses are held out, paired and have intervals; candidates may race, or be scored untrained (`max_steps = 0`)"
@@ -47,6 +48,7 @@ class Removal(RegisteredCriterion):
     title: ClassVar[str] = "Removal (GR-S2)"
     label: ClassVar[str] = "held-out KL"
     important: ClassVar[Literal["high", "low"]] = "high"
+    trains_candidates: ClassVar[bool] = True
     source: ClassVar[str] = "arXiv 2512.20569, GR-S2"
     deviations: ClassVar[str] = Addition.deviations
     explanation: ClassVar[str] = "Each layer of the teacher is made linear alone (GR-S2): important layers hurt most."

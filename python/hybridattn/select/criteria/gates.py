@@ -28,6 +28,11 @@ from hybridattn.select.criteria.criterion import Found, RegisteredCriterion, Sco
 from hybridattn.select.evaluator import CandidateEvaluator, Line, silent
 from hybridattn.select.layer_scores import rank_samples
 
+_ANNEALED = 0.7
+"""Share of the steps over which the budget goes from half of the layers, where gates start, to K."""
+_PROPORTIONAL, _INTEGRAL = 0.5, 0.05
+"""Change of the penalty's logarithm per gate too many, now and summed over the steps."""
+
 
 class LearnedGates(RegisteredCriterion):
     """Layers whose gates stay open. Every other criterion judges layers one at a time; gates are trained together, so
@@ -36,8 +41,8 @@ class LearnedGates(RegisteredCriterion):
     Attributes:
         steps: Adam steps of the gates.
         lr: of Adam, on the gates' logits.
-        penalty: nats per token that one open gate costs at first; in the second half of the steps it is adjusted until
-            the gates' sum is the budget.
+        penalty: nats per token that one open gate costs; with a budget, at first: it is then adjusted at every step, so
+            that the gates' sum follows a budget which shrinks from half of the layers to K.
         batch_size: training sequences per step.
         seeds: orders of the training data; the score is the mean over them.
         seed: the first of them.
@@ -157,7 +162,7 @@ class _GateTrainer:
         device = hf.head_weight(evaluator.teacher).device
         self.logits = nn.Parameter(torch.zeros(evaluator.num_layers, dtype=torch.float64, device=device))
         self.adam = torch.optim.Adam([self.logits], lr=options.lr)
-        self.penalty = options.penalty
+        self.penalty, self.excess = options.penalty, 0.0
 
     def step(self, number: int, batches: Iterator[Batch]) -> dict[str, Any]:
         """One Adam step; the journal's event of it."""
@@ -192,18 +197,24 @@ class _GateTrainer:
             "gates": self.logits.detach().sigmoid().tolist(),
             "logits": self.logits.tolist(),
             "adam": [state["exp_avg"].tolist(), state["exp_avg_sq"].tolist(), number + 1],
-            "penalty": self.penalty,
+            "penalty": [self.penalty, self.excess],
             "divergence": divergence.item(),
             "tokens": batch.num_tokens,
             "flops": flops,
         }
 
     def _anneal(self, number: int) -> None:
-        """Dual ascent on the budget: dearer while too much is open, cheaper while there is room."""
-        if self.keep is None or number < self.options.steps // 2:
+        """An open gate gets dearer while more is open than the budget of this step, cheaper otherwise.
+
+        Proportional to the excess, and to its sum over the steps: the sum alone (dual ascent) swings around the budget.
+        """
+        if self.keep is None:
             return
-        excess = float(self.logits.detach().sigmoid().sum()) - self.keep
-        self.penalty *= math.exp(0.5 * max(-1.0, min(1.0, excess)))
+        layers, over = self.evaluator.num_layers, min(1.0, (number + 1) / (_ANNEALED * self.options.steps))
+        excess = float(self.logits.detach().sigmoid().sum()) - layers / 2 - (self.keep - layers / 2) * over
+        excess = max(-2.0, min(2.0, excess))
+        self.excess += excess
+        self.penalty = self.options.penalty * math.exp(_PROPORTIONAL * excess + _INTEGRAL * self.excess)
 
     def restore(self, event: dict[str, Any]) -> None:
         """Stands where `event` was recorded, to the same bits."""
@@ -216,7 +227,7 @@ class _GateTrainer:
             "exp_avg": torch.tensor(first, dtype=like.dtype, device=like.device),
             "exp_avg_sq": torch.tensor(second, dtype=like.dtype, device=like.device),
         }
-        self.penalty = event["penalty"]
+        self.penalty, self.excess = event["penalty"]
 
 
 class MixedAttention(nn.Module):

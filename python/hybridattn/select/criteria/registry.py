@@ -6,9 +6,17 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from hybridattn.select.criteria.activation import ActivationError
+from hybridattn.select.criteria.alignment import AdditionAlignment, RemovalAlignment
+from hybridattn.select.criteria.average import AverageAlignmentRank, AverageRank
 from hybridattn.select.criteria.criterion import RegisteredCriterion
 from hybridattn.select.criteria.divergence import Addition, Removal
 from hybridattn.select.criteria.gates import LearnedGates
+from hybridattn.select.criteria.halo import RecallOverQuality
+from hybridattn.select.criteria.perplexity import BypassedPerplexity
+from hybridattn.select.criteria.plans import Explicit, First, Last, Random, Uniform
+from hybridattn.select.criteria.recall import AssociativeRecall, MultiHopRecall
+from hybridattn.select.criteria.spacing import Spaced
 from hybridattn.validation import validated
 
 CRITERIA: dict[str, type[RegisteredCriterion]] = {
@@ -16,7 +24,22 @@ CRITERIA: dict[str, type[RegisteredCriterion]] = {
     for criterion in (
         Addition,
         Removal,
+        AverageRank,
+        AdditionAlignment,
+        RemovalAlignment,
+        AverageAlignmentRank,
+        ActivationError,
+        BypassedPerplexity,
+        AssociativeRecall,
+        MultiHopRecall,
+        Spaced,
+        RecallOverQuality,
         LearnedGates,
+        Uniform,
+        Random,
+        First,
+        Last,
+        Explicit,
     )
 }
 
