@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from transformers.utils import logging as transformers_logging
 
+from hybridattn.cli.folder_eval import evaluate_folder, folders
 from hybridattn.cli.progress import ProgressLine
 from hybridattn.cli.tables import print_eval, print_info, print_plan, print_scores, print_selection
 from hybridattn.distill import NonFiniteLoss
@@ -100,9 +101,46 @@ def finetune(recipe: RecipeArgument, run_dir: RunDirOption = None, changes: SetO
 
 
 @app.command("eval")
-def evaluate(recipe: RecipeArgument, run_dir: RunDirOption = None, changes: SetOption = None) -> None:
-    """Held-out KL, perplexity and recall of teacher, hybrid and rivals."""
-    print_eval(console, _pipeline(recipe, run_dir, changes).evaluate())
+def evaluate(
+    recipe: Annotated[Path | None, typer.Argument(help="a recipe: teacher, hybrid and rivals of its run")] = None,
+    run_dir: RunDirOption = None,
+    changes: SetOption = None,
+    model: Annotated[str | None, folders("a folder with a hybrid or a Transformers model, instead of a recipe")] = None,
+    teacher: Annotated[str | None, folders("what to measure beside it, and the KL from")] = None,
+    tasks: Annotated[str | None, folders("recall tasks by name, or jsonl files: needle,passkey")] = None,
+    lengths: Annotated[str | None, folders("tokens per text and of context, default 512: 512,1024")] = None,
+    depths: Annotated[str | None, folders("where stands what is asked, default anywhere: 0,0.5,1")] = None,
+    items: Annotated[int | None, folders("texts per length and depth, default 64", least=1)] = None,
+    scoring: Annotated[str | None, folders("generate (default), or forced: one forward pass per text")] = None,
+    batch_size: Annotated[int | None, folders("default 8", least=1)] = None,
+    text: Annotated[str | None, folders("files that nobody trained on, for KL and perplexity")] = None,
+    cost: Annotated[bool | None, folders("measure time, memory and cache at --lengths", "--cost")] = None,
+    lm_eval: Annotated[str | None, folders("tasks of lm-eval, which is an extra: niah_single_1,piqa")] = None,
+    limit: Annotated[int | None, folders("examples per task of lm-eval, default all", least=1)] = None,
+    seed: Annotated[int | None, folders("of the recall texts, default 0")] = None,
+    device: Annotated[str | None, folders("default cpu")] = None,
+    dtype: Annotated[str | None, folders("default float32")] = None,
+    out: Annotated[Path | None, folders("a JSON file for the results")] = None,
+) -> None:
+    """Held-out KL, perplexity, recall and cost: of a recipe's run, or of a model in a folder."""
+    of_folder = {
+        "teacher": teacher, "tasks": tasks, "lengths": lengths, "depths": depths, "items": items, "scoring": scoring,
+        "batch_size": batch_size, "text": text, "cost": cost, "lm_eval": lm_eval, "limit": limit, "seed": seed,
+        "device": device, "dtype": dtype, "out": out,
+    }  # fmt: skip
+    given = {name: value for name, value in of_folder.items() if value is not None}
+    if (recipe is None) == (model is None):
+        raise ValueError("eval: give either a recipe or --model FOLDER")
+    if recipe is not None:
+        if given:
+            option = next(iter(given)).replace("_", "-")
+            raise ValueError(f"eval: --{option} goes with --model; a recipe's [eval] table says what its run measures")
+        print_eval(console, _pipeline(recipe, run_dir, changes).evaluate())
+        return
+    if run_dir or changes:
+        raise ValueError("eval: --run-dir and --set go with a recipe, not with --model")
+    transformers_logging.disable_progress_bar()
+    print_eval(console, evaluate_folder(str(model), given, ProgressLine(console)))
 
 
 @app.command()
@@ -118,9 +156,9 @@ def info() -> None:
 
 
 def main() -> None:
-    """Entry point: a bad recipe or input, a full disk or a diverged stage ends with its message and status 2."""
+    """Entry point: bad input, a missing extra, a full disk or a diverged stage ends with its message and status 2."""
     try:
         app()
-    except (ValueError, TypeError, OSError, NonFiniteLoss) as error:
+    except (ValueError, TypeError, OSError, ModuleNotFoundError, NonFiniteLoss) as error:
         Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
         sys.exit(2)

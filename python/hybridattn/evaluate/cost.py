@@ -19,7 +19,7 @@ from hybridattn.info import collect
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of all tensors in a Transformers cache: keys and values, linear states, whatever its layers hold."""
+    """Bytes of all tensors in a Transformers cache: keys and values, linear states, whatever it and its layers hold."""
 
     def tensors(value: Any) -> Iterator[Tensor]:
         if isinstance(value, Tensor):
@@ -29,7 +29,7 @@ def cache_bytes(cache: Any) -> int:
         elif isinstance(value, (list, tuple)):
             yield from (tensor for part in value for tensor in tensors(part))
 
-    found = {id(tensor): tensor for layer in cache.layers for tensor in tensors(vars(layer))}
+    found = {id(tensor): tensor for part in (cache, *cache.layers) for tensor in tensors(vars(part))}
     return sum(tensor.nbytes for tensor in found.values())
 
 

@@ -26,7 +26,7 @@ def lm_eval_scores(
     limit: int | None = None,
     batch_size: int = 8,
     include_path: str | Path | None = None,
-) -> dict[str, dict[str, float | str]]:
+) -> dict[str, dict[str, float]]:
     """Runs tasks of lm-eval through its interface for Transformers models (HFLM).
 
     Args:
@@ -74,6 +74,6 @@ def lm_eval_scores(
     return {name: _numbers(row) for name, row in found["results"].items()}
 
 
-def _numbers(row: dict[str, Any]) -> dict[str, float | str]:
+def _numbers(row: dict[str, Any]) -> dict[str, float]:
     """Metrics without the filter that lm-eval appends to their names where there is one filter only."""
-    return {key.removesuffix(",none"): value for key, value in row.items() if isinstance(value, (int, float))}
+    return {key.removesuffix(",none"): float(value) for key, value in row.items() if isinstance(value, (int, float))}

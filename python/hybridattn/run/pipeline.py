@@ -178,8 +178,7 @@ class Pipeline:
             if same is None:
                 model = teacher if layers is None else self.finetune(layers, self.folder_of(name))
                 self.progress(f"eval  {name}")
-                progress = lambda line, name=name: self.progress(f"eval  {name}  {line}")  # noqa: E731
-                same = self.suite().measure(model, teacher, progress) | {"layers": layers}
+                same = self.suite().measure(model, teacher, self._line(f"eval  {name}")) | {"layers": layers}
                 del model
                 gc.collect()
             models[name] = same
@@ -206,8 +205,7 @@ class Pipeline:
 
     def _cost(self, layers: list[int]) -> dict[str, Any]:
         models = {"teacher": self.load_teacher(), "hybrid": self.finetune(layers, self.directory.path)}
-        lengths = self.recipe.eval.cost_lengths
-        return measure_cost(models, lengths, progress=lambda line: self.progress(f"cost  {line}"))
+        return measure_cost(models, self.recipe.eval.cost_lengths, progress=self._line("cost"))
 
     def report(self) -> Path:
         """Writes ``info.json`` and ``report.html``."""

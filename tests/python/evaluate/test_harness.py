@@ -56,7 +56,7 @@ def test_a_task_of_lm_eval_runs_on_teacher_and_hybrid(tmp_path, models):
         scores = ha.evaluate.lm_eval_scores(
             model, tokenizer, ["pairs_generation", "pairs_choice"], include_path=tmp_path, batch_size=3
         )
-        assert scores["pairs_generation"]["exact_match"] == 1
+        assert scores["pairs_generation"]["exact_match"] >= 0.75
         assert scores["pairs_choice"]["acc"] == 1
     with pytest.raises(ValueError, match="lm-eval has no task 'pears'"):
         ha.evaluate.lm_eval_scores(found["teacher"], tokenizer, ["pears"], include_path=tmp_path)
