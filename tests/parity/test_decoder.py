@@ -84,12 +84,30 @@ def test_logits_equal_those_of_transformers(cpp: Any, tmp_path: Path, family: st
         assert_close(answer["logits"], model(ids).logits, "logits")
 
 
+SHARED = {"token_shift": "ddlerp", "value_residual": True}
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "sliding_window": {"window": 5, "sinks": 2},
+    "rwkv6": {"short_convolution": 4, "output_norm": True, "group_norm": True} | SHARED,
+    "rwkv7": SHARED,
+}
+
+
+def converted(family: str, mixer: str, layers: list[int]) -> Any:
+    """A hybrid whose mixers are away from starts without effect."""
+    options = HYBRIDS.get(mixer, {"short_convolution": 4})
+    model = ha.convert(teacher(family), mixer, options, layers=layers, verbose=False)
+    with torch.no_grad():
+        for module in model.mixers().values():
+            for parameter in module.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
 @pytest.mark.parametrize(
     "mixer", ["gated_deltanet", "deltanet", "kda", "gla", "rwkv6", "rwkv7", "lightning", "sliding_window"]
 )
 def test_hybrids_saved_by_python(cpp: Any, tmp_path: Path, mixer: str) -> None:
-    options = {"window": 5, "sinks": 2} if mixer == "sliding_window" else {"short_convolution": 4}
-    model = ha.convert(teacher("qwen3"), mixer, options, layers=[0, 2], verbose=False)
+    model = converted("qwen3", mixer, [0, 2])
     ids = torch.randint(0, 97, (2, 31))
     answer = cpp("decoder", {"ids": ids}, model=saved(model, tmp_path / "model"), generate=6)
     with torch.no_grad():
@@ -99,8 +117,9 @@ def test_hybrids_saved_by_python(cpp: Any, tmp_path: Path, mixer: str) -> None:
     assert torch.equal(answer["cached"], expected)
 
 
-def test_left_padding_and_generation(cpp: Any, tmp_path: Path) -> None:
-    model = ha.convert(teacher("llama"), "gated_deltanet", {"short_convolution": 4}, layers=[0, 1], verbose=False)
+@pytest.mark.parametrize("mixer", ["gated_deltanet", "rwkv7"])
+def test_left_padding_and_generation(cpp: Any, tmp_path: Path, mixer: str) -> None:
+    model = converted("llama", mixer, [0, 1])
     ids, mask = torch.randint(0, 97, (2, 12)), torch.ones(2, 12, dtype=torch.bool)
     mask[1, :5] = False
     folder = saved(model, tmp_path / "model")
@@ -111,8 +130,9 @@ def test_left_padding_and_generation(cpp: Any, tmp_path: Path) -> None:
     assert_close(answer["logits"][1:, 5:], alone["logits"], "logits")
 
 
-def test_packed_documents_do_not_see_each_other(cpp: Any, tmp_path: Path) -> None:
-    model = ha.convert(teacher("llama"), "gated_deltanet", layers=[1], verbose=False)
+@pytest.mark.parametrize("mixer", ["gated_deltanet", "rwkv7"])
+def test_packed_documents_do_not_see_each_other(cpp: Any, tmp_path: Path, mixer: str) -> None:
+    model = converted("llama", mixer, [1, 2])
     folder, ids = saved(model, tmp_path / "model"), torch.randint(0, 97, (1, 20))
     packed = cpp("decoder", {"ids": ids, "cu_seqlens": torch.tensor([0, 7, 20])}, model=folder)
     for begin, end in ((0, 7), (7, 20)):

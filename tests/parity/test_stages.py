@@ -42,6 +42,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "finetune": ("finetune", {"gradient_checkpointing": True}),
     "match, bf16": ("match", {"dtype": "bfloat16"}),
     "align, bf16": ("align", {"dtype": "bfloat16"}),
+    "align, shared values": ("align", {}),
+    "match, shared values": ("match", {}),
+    "match, shared values, checkpointed": ("match", {"gradient_checkpointing": True}),
 }
 
 
@@ -68,18 +71,28 @@ class Batches:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, Any], Path]:
+    """The teacher, its students by the name of their folder, and where all of them are saved."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=61, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, head_dim=6, tie_word_embeddings=True, initializer_range=0.2,
     )  # fmt: skip
     teacher = transformers.LlamaForCausalLM(config).eval()
-    student = ha.convert(teacher, "gated_deltanet", {"short_convolution": 3}, layers=[0, 2], verbose=False)
+    shared = {"value_residual": True, "token_shift": "ddlerp", "gate_low_rank_dim": 3}
+    students = {
+        "student": ha.convert(teacher, "gated_deltanet", {"short_convolution": 3}, layers=[0, 2], verbose=False),
+        "shared": ha.convert(teacher, "rwkv7", shared, layers=[0, 2], verbose=False),
+    }
+    with torch.no_grad():
+        for mixer in students["shared"].mixers().values():
+            mixer.v_scale.fill_(0.7)
+            mixer.v_lora.up.weight.normal_()
     folder = tmp_path_factory.mktemp("models")
     teacher.save_pretrained(folder / "teacher")
-    student.save_pretrained(folder / "student")
-    return teacher, student, folder
+    for name, student in students.items():
+        student.save_pretrained(folder / name)
+    return teacher, students, folder
 
 
 def python_loop(name: str, student: Any, teacher: Any, batches: Batches, stage: Stage) -> Any:
@@ -89,12 +102,14 @@ def python_loop(name: str, student: Any, teacher: Any, batches: Batches, stage: 
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_both_loops_agree(cpp: Any, tmp_path: Path, models: tuple[Any, Any, Path], variant: str) -> None:
-    teacher, original, folder = models
+def test_both_loops_agree(cpp: Any, tmp_path: Path, models: tuple[Any, dict[str, Any], Path], variant: str) -> None:
+    teacher, students, folder = models
     name, changes = VARIANTS[variant]
+    which = "shared" if "shared" in variant else "student"
+    original = students[which]
     stage, batches, student = Stage(**(FIELDS | changes)), Batches(), copy.deepcopy(original)
     answer = cpp(
-        "stage", batches.tensors(), name=name, student=folder / "student", teacher=folder / "teacher",
+        "stage", batches.tensors(), name=name, student=folder / which, teacher=folder / "teacher",
         stage=stage.model_dump(mode="json"), save=tmp_path / "trained",
     )  # fmt: skip
     result = python_loop(name, student, teacher, batches, stage)
@@ -119,7 +134,9 @@ def test_both_loops_agree(cpp: Any, tmp_path: Path, models: tuple[Any, Any, Path
 
 
 @pytest.mark.parametrize("name", ["align", "match", "finetune"])
-def test_cpp_resumes_where_it_stopped(cpp: Any, tmp_path: Path, models: tuple[Any, Any, Path], name: str) -> None:
+def test_cpp_resumes_where_it_stopped(
+    cpp: Any, tmp_path: Path, models: tuple[Any, dict[str, Any], Path], name: str
+) -> None:
     """A first process trains some steps of a stage, a second one the rest: the losses are those of one process."""
     _, _, folder = models
     batches = Batches()
@@ -142,7 +159,7 @@ def test_cpp_resumes_where_it_stopped(cpp: Any, tmp_path: Path, models: tuple[An
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_checkpoint(
-    cpp: Any, tmp_path: Path, models: tuple[Any, Any, Path]
+    cpp: Any, tmp_path: Path, models: tuple[Any, dict[str, Any], Path]
 ) -> None:
     _, _, folder = models
     stage = Stage(**(FIELDS | {"lr": 1e30, "mixer_lr": 1e30, "checkpoint_every": 1, "warmup_steps": 0}))

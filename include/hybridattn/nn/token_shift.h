@@ -10,6 +10,8 @@
 #include <torch/nn/pimpl.h>
 
 #include <map>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 

@@ -151,9 +151,8 @@ class LinearAttention(Mixer):
         width, shape = self.options.short_convolution, x.shape
         past = None if state is None else state.convolution
         if state is not None:
-            if past is None:
-                past = x.new_zeros(shape[0], shape[2], width - 1)
-            past = past.to(x.dtype)
+            # A copy: a Transformers cache writes the new inputs into the same memory.
+            past = x.new_zeros(shape[0], shape[2], width - 1) if past is None else past.to(x.dtype, copy=True)
             state.convolution = torch.cat([past, x.transpose(1, 2)], dim=-1)[..., -(width - 1) :]
         if cu_seqlens is not None:
             x = x.reshape(1, -1, shape[2])
