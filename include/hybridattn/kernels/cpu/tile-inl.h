@@ -65,17 +65,16 @@ struct Exact {
   }
 };
 
-/// A factor of products: the matrix that `set` was given last.
+/// A factor of products, made of the matrix that `set` was given last.
 template <class T, class Products, Role R>
-struct Factor {
-  Matrix<T> operand;
-
+struct Factor : Matrix<T> {
   template <class Memory>
   void take(Memory& memory, int rows, int columns) {
-    operand = Products::template take<R, T>(memory, rows, columns);
+    static_cast<Matrix<T>&>(*this) = Products::template take<R, T>(memory, rows, columns);
   }
-  void set(Matrix<T> x, int rows, int columns) { operand = Products::template factor<R, T>(x, rows, columns, operand); }
-  operator Matrix<T>() const { return operand; }
+  void set(Matrix<T> x, int rows, int columns) {
+    static_cast<Matrix<T>&>(*this) = Products::template factor<R, T>(x, rows, columns, *this);
+  }
 };
 
 /// Rows x (Vectors * lanes) accumulators.
