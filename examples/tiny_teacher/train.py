@@ -1,6 +1,8 @@
-"""Trains the tiny teacher: a Llama of 8 layers and 1.6 M parameters that recalls key-value pairs.
+"""Trains a tiny teacher: a Llama of 8 layers and 1.6 M parameters, or of more, that recalls key-value pairs.
 
 Run:  python examples/tiny_teacher/train.py --out examples/tiny_teacher/teacher
+      python examples/tiny_teacher/train.py --out examples/tiny_teacher/teachers/induction-1-4-of-8 --circuit 1 4 --seed 1
+      python examples/tiny_teacher/train.py --out examples/tiny_teacher/teachers/induction-4-7-of-12 --layers 12 --circuit 4 7 --seed 2
 
 Writes a Hugging Face folder (fp16 safetensors, config, tokenizer) and ``training_log.csv`` (step, tokens, loss,
 share of
@@ -21,20 +23,17 @@ import symbols
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-PREVIOUS_LAYER, INDUCTION_LAYER = 2, 3
-"""Where recall is led to: a head of the first looks at the previous token, a head of the second at what followed."""
-
 UNPREDICTABLE_WEIGHT = 0.1
 """Loss weight of tokens that nothing predicts (fresh keys, first occurrences): enough to keep them calibrated."""
 
 
-def build_teacher() -> LlamaForCausalLM:
+def build_teacher(layers: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=symbols.VOCABULARY,
             hidden_size=128,
             intermediate_size=344,
-            num_hidden_layers=8,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=2048,
@@ -66,7 +65,9 @@ def recall(model: LlamaForCausalLM, pairs: int, sequences: int = 32, seed: int =
     return accuracy(model, [symbols.recall_document(rng, pairs) for _ in range(sequences)])
 
 
-def guidance(ids: torch.Tensor, answers: torch.Tensor, attentions: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def guidance(
+    ids: torch.Tensor, answers: torch.Tensor, attentions: tuple[torch.Tensor, ...], circuit: tuple[int, int]
+) -> torch.Tensor:
     """How far two heads are from an induction circuit: mean -log of the attention that falls where it should.
 
     Left alone, a model of this size spends ten million tokens on a plateau before the circuit appears (two heads that
@@ -75,15 +76,18 @@ def guidance(ids: torch.Tensor, answers: torch.Tensor, attentions: tuple[torch.T
     Args:
         ids, answers: ``[B, T]``.
         attentions: probabilities per layer ``[B, heads, T, T]``.
+        circuit: the two layers that recall is led to: a head of the first looks at the previous token, a head of the
+            second at what followed.
     """
-    previous = attentions[PREVIOUS_LAYER][:, 0].diagonal(offset=-1, dim1=1, dim2=2)
+    previous_layer, induction_layer = circuit
+    previous = attentions[previous_layer][:, 0].diagonal(offset=-1, dim1=1, dim2=2)
     # Position p - 1 should look at every j < p - 1 that holds p's token after the token of p - 1.
     same = ids[:, :, None] == ids[:, None, :]
     follows = same.clone()
     follows[:, 1:, 1:] &= same[:, :-1, :-1]
     follows = follows.tril(-2) & answers[:, :, None]
     follows[:, :, 0] = False
-    mass = (attentions[INDUCTION_LAYER][:, 0, :-1] * follows[:, 1:]).sum(-1)[follows[:, 1:].any(-1)]
+    mass = (attentions[induction_layer][:, 0, :-1] * follows[:, 1:]).sum(-1)[follows[:, 1:].any(-1)]
     return -(previous + 1e-6).log().mean() - (mass + 1e-6).log().mean()
 
 
@@ -100,10 +104,19 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> floa
     return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
 
 
-def train(out: Path, steps: int, guided_steps: int, batch: int, peak: float, seed: int) -> None:
+def train(
+    out: Path,
+    layers: int,
+    circuit: tuple[int, int],
+    steps: int,
+    guided_steps: int,
+    batch: int,
+    peak: float,
+    seed: int,
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    model = build_teacher()
+    model = build_teacher(layers)
     with torch.no_grad():
         # A common component of all embeddings changes no prediction (they are tied) and gives attention a handle on
         # positions alone.
@@ -132,7 +145,7 @@ def train(out: Path, steps: int, guided_steps: int, batch: int, peak: float, see
             losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
             weights = torch.where(answers[:, 1:].flatten(), 1.0, UNPREDICTABLE_WEIGHT)
             loss = (losses * weights).sum() / weights.sum()
-            objective = loss + guided * guidance(ids, answers, output.attentions) if guided else loss
+            objective = loss + guided * guidance(ids, answers, output.attentions, circuit) if guided else loss
             optimizer.zero_grad(set_to_none=True)
             objective.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -154,10 +167,33 @@ def train(out: Path, steps: int, guided_steps: int, batch: int, peak: float, see
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument(
+        "--circuit",
+        type=int,
+        nargs=2,
+        default=(2, 3),
+        metavar=("PREVIOUS", "INDUCTION"),
+        help="layers (from 0, the first before the second) whose heads recall is led to",
+    )
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--guided-steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=16, help="documents of 256 tokens per step")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    train(options.out, options.steps, options.guided_steps, options.batch, options.learning_rate, options.seed)
+    circuit = tuple(options.circuit)
+    if not 0 <= circuit[0] < circuit[1] < options.layers:
+        parser.error(
+            f"argument --circuit: expected 0 <= PREVIOUS < INDUCTION < {options.layers} (--layers), got {circuit}"
+        )
+    train(
+        options.out,
+        options.layers,
+        circuit,
+        options.steps,
+        options.guided_steps,
+        options.batch,
+        options.learning_rate,
+        options.seed,
+    )
