@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import hybridattn as ha
-from benchmarks.registry import Contenders, benchmark
+from benchmarks.registry import Contenders, Goal, benchmark
 from hybridattn import hf, ops
 from hybridattn.data import Batch
 from hybridattn.distill import AlignObjective, Trainer
@@ -108,7 +108,7 @@ def bound(model: str, B: int, T: int, dtype: torch.dtype) -> dict[str, float]:
     tiny={"model": "tiny", "B": 1, "T": 16},
     quick=[{"model": "tiny", "B": 1, "T": 64}],
     threads=(2,),
-    goals={"memory": 1.0},
+    goals=[Goal("one backward pass", 1.0, "memory")],
     memory_bound=bound,
     rounds=3,
 )

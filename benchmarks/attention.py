@@ -5,15 +5,23 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from benchmarks.registry import Contenders, benchmark
+from benchmarks.registry import Contenders, Goal, Work, benchmark
 from hybridattn import ops
+
+
+def decode_work(T: int, H: int, HKV: int, D: int) -> Work:
+    """Every cached key and value is read once."""
+    return Work(elements=2 * T * HKV * D)
 
 
 @benchmark(
     "softmax_attention/decode",
     cases=[{"T": length, "H": 16, "HKV": heads, "D": 128} for length in (1024, 8192) for heads in (2, 8)],
     tiny={"T": 50, "H": 4, "HKV": 2, "D": 16},
-    goals={"time": 1.5},
+    quick=[{"T": 8192, "H": 16, "HKV": heads, "D": 128} for heads in (2, 8)],
+    goals=[Goal("SDPA, enable_gqa", 1.5, where={"T": 8192})],
+    work=decode_work,
+    rounds=51,
 )
 def decode(T: int, H: int, HKV: int, D: int, dtype: torch.dtype) -> Contenders:
     """One query per head over T cached keys, grouped heads, against PyTorch's SDPA with enable_gqa."""

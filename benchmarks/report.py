@@ -1,139 +1,111 @@
-"""Results as plain data, as a table on the terminal and as a JSON file."""
+"""Results on the terminal: a table per benchmark, then every goal beside what was reached."""
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from benchmarks import machine
-from benchmarks.measure import peak_memory, ratio, undisturbed
-from benchmarks.registry import Benchmark, Parameters
-from benchmarks.roofline import gemm_gflops
-from hybridattn.ops import backend_report
+from benchmarks.result import Result, case_label, shape_label
 
-Result = dict[str, Any]
-
-
-def measure_case(
-    benchmark: Benchmark, parameters: Parameters, threads: int, rounds: int, patience: float, memory: bool
-) -> Result:
-    """One case at one number of threads: times, peak memory, ratios peer / ours, and what else the machine did.
-
-    `memory` False leaves memory out: it hardly depends on the number of threads.
-    """
-    torch.set_num_threads(threads)
-    dtype = getattr(torch, benchmark.dtype)
-    before = backend_report()
-    contenders = benchmark.build(**parameters, dtype=dtype)
-    timings, share = undisturbed(contenders, rounds, patience)
-    ours, *peers = timings
-    result: Result = {
-        "benchmark": benchmark.name,
-        "about": benchmark.about,
-        "parameters": parameters,
-        "dtype": benchmark.dtype,
-        "threads": threads,
-        "rounds": len(timings[ours].seconds),
-        "others_share_of_cpu": share,
-        "load_average": [round(value, 2) for value in os.getloadavg()],
-        "backends": _new_calls(before),
-        "goals": benchmark.goals,
-        "contenders": {
-            name: {
-                "milliseconds": round(timing.median * 1e3, 3),
-                "quartiles": [round(value * 1e3, 3) for value in timing.quartiles],
-            }
-            for name, timing in timings.items()
-        },
-        "ratios": {name: {"time": round(ratio(timings[name], timings[ours]), 3)} for name in peers},
-    }
-    if benchmark.flops:
-        speed = benchmark.flops(**parameters) / timings[ours].median / 1e9
-        result["gflops"] = round(speed, 1)
-        result["share_of_fp32_gemm"] = round(speed / gemm_gflops(threads), 3)
-    if memory:
-        used = {name: peak_memory(benchmark, name, parameters, threads) for name in contenders}
-        for name, peak in used.items():
-            result["contenders"][name] |= {"inputs_mib": peak.inputs, "extra_mib": peak.extra}
-        for name in peers:
-            result["ratios"][name]["memory"] = round(used[name].extra / max(used[ours].extra, 0.01), 3)
-        if benchmark.memory_bound:
-            parts = benchmark.memory_bound(**parameters, dtype=dtype)
-            bound = sum(parts.values())
-            result["memory_bound_mib"] = parts
-            result["memory_over_bound"] = round(used[ours].total / bound, 3)
-    return result
-
-
-def _new_calls(before: dict[str, dict[str, int]]) -> dict[str, list[str]]:
-    """Op -> backends that ran since `before`."""
-    return {
-        op: [name for name, count in calls.items() if count > before.get(op, {}).get(name, 0)]
-        for op, calls in backend_report().items()
-        if calls != before.get(op)
-    }
-
-
-def save(results: list[Result], path: Path) -> None:
-    """Writes the machine and all results as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"machine": machine.describe(), "results": results}
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def shape_label(result: Result) -> str:
-    return " ".join(f"{name} {value}" for name, value in result["parameters"].items())
-
-
-def case_label(result: Result) -> str:
-    plural = "s" * (result["threads"] > 1)
-    return f"{shape_label(result)}, {result['dtype']}, {result['threads']} thread{plural}"
+PEAKS = {
+    "fp32_fma": "the fp32 multiply-add peak", "fp32_gemm": "torch's fp32 matrix product",
+    "bf16_dot": "the bf16 dot-product peak", "bf16_gemm": "torch's bf16 matrix product",
+    "update": "memory updated in place",
+}  # fmt: skip
 
 
 def show(results: list[Result], console: Console) -> None:
     """Prints one table per benchmark; ratios are peer / ours, so more than 1 is in our favour."""
     for name in dict.fromkeys(result["benchmark"] for result in results):
         own = [result for result in results if result["benchmark"] == name]
-        console.print(f"\n[bold]{name}[/]: {own[0]['about']} {own[0]['dtype']}")
+        console.print(f"\n[bold]{name}[/]: {own[0]['about']}")
         table = Table()
-        for heading in ("case", "threads", "contender"):
+        for heading in ("case", "dtype", "threads", "contender"):
             table.add_column(heading, no_wrap=True)
-        for heading in ("ms", "quartiles", "x time", "extra MiB", "x memory", "others' CPU"):
+        rows = [_cells(result, contender) for result in own for contender in result["contenders"]]
+        headings = [heading for heading in rows[0] if any(row[heading] for row in rows)]
+        for heading in headings:
             table.add_column(heading, justify="right", no_wrap=True)
         for result in own:
-            _add_rows(table, result)
+            first = [shape_label(result), result["dtype"], str(result["threads"])]
+            for contender in result["contenders"]:
+                cells = _cells(result, contender)
+                table.add_row(*first, contender, *(cells[heading] for heading in headings))
+                first = ["", "", ""]
+            table.add_section()
         console.print(table)
         for result in own:
-            if "gflops" in result:
-                share = f"{result['share_of_fp32_gemm']:.0%} of torch's fp32 matrix product of 2,048"
-                console.print(f"{case_label(result)}: {result['gflops']:.0f} GFLOP/s, {share}")
-            if "memory_bound_mib" in result:
-                parts = ", ".join(f"{part} {mib:.0f}" for part, mib in result["memory_bound_mib"].items())
-                console.print(f"{case_label(result)}: all memory is {result['memory_over_bound']:.2f} x ({parts}) MiB")
+            for line in _remarks(result):
+                console.print(f"{case_label(result)}: {line}", highlight=False)
 
 
-def _add_rows(table: Table, result: Result) -> None:
+def _cells(result: Result, contender: str) -> dict[str, str]:
+    """Heading -> what a table says about a contender; empty where it was not measured or has no meaning."""
+    values, ratios = result["contenders"][contender], result["ratios"].get(contender, {})
+    low, high = values["quartiles"]
     share = result["others_share_of_cpu"]
-    first = [shape_label(result), str(result["threads"])]
-    noise = "" if share is None else f"{share:.0%}"
-    for contender, values in result["contenders"].items():
-        ratios = result["ratios"].get(contender, {})
-        low, high = values["quartiles"]
-        table.add_row(
-            *first,
-            contender,
-            f"{values['milliseconds']:.1f}",
-            f"{low:.1f}-{high:.1f}",
-            f"{ratios['time']:.2f}" if ratios else "",
-            f"{values['extra_mib']:.0f}" if "extra_mib" in values else "",
-            f"{ratios['memory']:.2f}" if "memory" in ratios else "",
-            noise,
-        )
-        first, noise = ["", ""], ""
-    table.add_section()
+    return {
+        "ms": f"{values['milliseconds']:.2f}",
+        "quartiles": f"{low:.2f}-{high:.2f}",
+        "us / token / head": _cell(values, "microseconds_per_token_head", "{:.3f}"),
+        "tokens / s": _cell(values, "tokens_per_second", "{:,.0f}"),
+        "x time": _cell(ratios, "time", "{:.2f}"),
+        "extra MiB": _cell(values, "extra_mib", "{:.0f}"),
+        "x memory": _cell(ratios, "memory", "{:.2f}"),
+        "error": _cell(values, "error", "{:.0e}"),
+        "others' CPU": "" if share is None or ratios else f"{share:.0%}",
+    }
+
+
+def _cell(values: dict[str, float], key: str, pattern: str) -> str:
+    return pattern.format(values[key]) if key in values else ""
+
+
+def _remarks(result: Result) -> list[str]:
+    """What a table has no column for: speed against the machine's peaks, memory against its bound, what failed."""
+    lines = []
+    speeds = [f"{result[key]:.0f} {unit}" for key, unit in _SPEEDS.items() if key in result]
+    shares = [f"{share:.0%} of {PEAKS[peak]}" for peak, share in result.get("shares", {}).items()]
+    if speeds:
+        lines.append(", ".join(speeds + shares))
+    if "memory_bound_mib" in result:
+        parts = ", ".join(f"{part} {mib:.0f}" for part, mib in result["memory_bound_mib"].items())
+        lines.append(f"all memory is {result['memory_over_bound']:.2f} x ({parts}) MiB")
+    lines += [f"[red]{name} cannot be measured:[/] {escape(reason)}" for name, reason in result["failed"].items()]
+    return lines
+
+
+_SPEEDS = {"gflops": "GFLOP/s", "gbytes_per_second": "GB/s"}
+
+
+def show_goals(results: list[Result], console: Console) -> None:
+    """Prints every goal of these results beside what was reached."""
+    table = Table(title="What was wanted, at least, and what was reached", title_justify="left")
+    for heading in ("benchmark", "case", "against"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("wanted", "reached"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for result in results:
+        for goal in result["goals"]:
+            table.add_row(result["benchmark"], case_label(result), _against(goal), *_wanted(goal))
+    if table.row_count:
+        console.print()
+        console.print(table)
+
+
+def _against(goal: dict[str, Any]) -> str:
+    if goal["quantity"] == "share":
+        return f"share of {PEAKS[goal['against']]}"
+    return f"{goal['against']}, {goal['quantity']}"
+
+
+def _wanted(goal: dict[str, Any]) -> tuple[str, str]:
+    wanted, value = goal["least"], goal["reached"]
+    pattern = "{:.0%}" if goal["quantity"] == "share" else "{:.2f} x"
+    if value is None:
+        return pattern.format(wanted), "not measured"
+    color = "green" if value >= wanted else "red"
+    return pattern.format(wanted), f"[{color}]{pattern.format(value)}[/]"

@@ -1,0 +1,137 @@
+"""What including each public header costs a user: seconds and memory of the compiler, and lines after preprocessing.
+
+`python benchmarks/compile_time.py` compiles one file per header that only includes it; `--only ops/gla.h` some of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rich.console import Console
+from rich.table import Table
+from torch.utils.cpp_extension import include_paths
+
+from benchmarks import machine
+from hybridattn import get_include
+
+LATEST = Path("build/benchmarks/compile_time.json")
+YARDSTICK = "torch/torch.h"
+"""What a program that uses PyTorch pays anyway."""
+
+
+def public_headers(include: Path) -> list[str]:
+    """Headers as one includes them, but for the parts of kernels (-inl.h), which are not included alone."""
+    found = sorted(path.relative_to(include).as_posix() for path in (include / "hybridattn").rglob("*.h"))
+    return [header for header in found if not header.endswith("-inl.h")]
+
+
+def matching(headers: list[str], patterns: list[str]) -> list[str]:
+    """Headers whose path contains one of `patterns`; all of them for none.
+
+    Raises:
+        ValueError: a pattern that no header contains.
+    """
+    for pattern in patterns:
+        if not any(pattern in header for header in headers):
+            raise ValueError(f"compile_time: no header contains '{pattern}', there are {', '.join(headers)}")
+    return [header for header in headers if not patterns or any(pattern in header for pattern in patterns)]
+
+
+def compile_once(command: list[str], source: Path) -> tuple[float, float]:
+    """Seconds of processor time (so that other programs do not count) and MiB of the compiler on one file.
+
+    Raises:
+        RuntimeError: it does not compile; with the compiler's error.
+    """
+    # Measured of this one child: of several children the system only keeps the largest.
+    process = subprocess.Popen([*command, str(source)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    process.stderr.close()
+    if process.returncode:
+        raise RuntimeError(f"compile_time: {' '.join(command)} {source} failed: {errors.strip()}")
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def preprocessed_lines(command: list[str], source: Path) -> int:
+    done = subprocess.run([*command, "-E", "-P", str(source)], capture_output=True, text=True, check=True)
+    return done.stdout.count("\n")
+
+
+def measure(header: str, compiler: list[str], options: list[str], rounds: int, folder: Path) -> dict[str, Any]:
+    """Cost of one header: the median of `rounds` compilations to an object file."""
+    source = folder / "include_it.cpp"
+    source.write_text(f"#include <{header}>\n", encoding="utf-8")
+    object_file = ["-c", "-o", str(folder / "include_it.o")]
+    taken = [compile_once([*compiler, *options, *object_file], source) for _ in range(rounds)]
+    return {
+        "header": header,
+        "seconds": round(statistics.median(seconds for seconds, _ in taken), 2),
+        "mib": round(max(mib for _, mib in taken)),
+        "lines": preprocessed_lines([*compiler, *options], source),
+        "object_kib": round((folder / "include_it.o").stat().st_size / 1024),
+    }
+
+
+def show(results: list[dict[str, Any]], console: Console) -> None:
+    table = Table(title=f"One file that includes the header, and nothing else; {YARDSTICK} first", title_justify="left")
+    table.add_column("header", no_wrap=True)
+    for heading in ("seconds", "MiB", "lines", "object KiB"):
+        table.add_column(heading, justify="right")
+    for result in results:
+        table.add_row(
+            result["header"], f"{result['seconds']:.2f}", f"{result['mib']:,}", f"{result['lines']:,}",
+            f"{result['object_kib']:,}",
+        )  # fmt: skip
+    console.print(table)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks/compile_time.py", description=__doc__)
+    parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="headers whose path contains TEXT")
+    parser.add_argument("--rounds", type=int, default=1, help="compilations of each, the median counts")
+    parser.add_argument("--flags", default="-O2", help="options of the compiler beside C++20 and the include paths")
+    parser.add_argument("--out", type=Path, default=LATEST, help="JSON file")
+    options = parser.parse_args(argv)
+    include = Path(get_include())
+    try:
+        headers = matching(public_headers(include), options.only)
+    except ValueError as error:
+        sys.exit(str(error))
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    flags = [
+        "-std=c++20",
+        *shlex.split(options.flags),
+        *(f"-isystem{path}" for path in [str(include), *include_paths()]),
+    ]
+    console = Console() if sys.stdout.isatty() else Console(width=130)
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for header in [YARDSTICK, *headers]:
+            with console.status(header):
+                results.append(measure(header, compiler, flags, options.rounds, Path(folder)))
+    show(results, console)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[
+        0
+    ]
+    described = machine.describe() | {"compiler": version, "flags": options.flags}
+    options.out.write_text(json.dumps({"machine": described, "results": results}, indent=1) + "\n", encoding="utf-8")
+    console.print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()
