@@ -179,12 +179,7 @@ class _PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        gc.collect()
-        if device.type == "cpu":
-            # What was freed but kept would be used again without being seen.
-            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-            if trim is not None:
-                trim(0)
+        self._give_back()
         self._start = self._in_use()
         self._reset()
 
@@ -194,8 +189,16 @@ class _PeakMemory:
             peak: int | None = torch.cuda.max_memory_allocated(self.device)
         else:
             peak = _resident("VmHWM")
+        self._give_back()
         self._reset()
         return None if peak is None or self._start is None else max(0, peak - self._start)
+
+    def _give_back(self) -> None:
+        """Freed memory that the process keeps would count as used, and be used again without being seen."""
+        gc.collect()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if self.device.type == "cpu" else None
+        if trim is not None:
+            trim(0)
 
     def _in_use(self) -> int | None:
         return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else _resident("VmRSS")

@@ -45,7 +45,7 @@ def encode_task(task: RecallTask, tokenizer: Any, vocab_size: int) -> list[Encod
         tokenizer: a fast tokenizer (character offsets are needed).
 
     Raises:
-        ValueError: naming task and item, when an answer has no token or one that stands for anything unknown, begins with
+        ValueError: naming task and item, when an answer has no token or only one for what is unknown, begins with
             the text's first token (nothing stands before it), or a token is outside the vocabulary.
     """
     return [_encode(item, tokenizer, vocab_size, f"{task.name}, item {n}") for n, item in enumerate(task.items, 1)]
@@ -63,8 +63,8 @@ def _encode(item: RecallItem, tokenizer: Any, vocab_size: int, where: str) -> En
             why = "has no token"
         elif places[0] == 0:
             why = "is the text's first token, which nothing stands before"
-        elif tokenizer.unk_token_id is not None and tokenizer.unk_token_id in (ids[place] for place in places):
-            why = f"is unknown to the tokenizer ({tokenizer.unk_token}); write a .jsonl task in words that it has"
+        elif _plain(item.text[start:end]) not in _plain(read := tokenizer.decode([ids[place] for place in places])):
+            why = f"is unknown to the tokenizer, which reads {read!r}; write a .jsonl task in words that it has"
         else:
             continue
         raise ValueError(f"recall task {where}: the answer {item.text[start:end]!r} at [{start}, {end}] {why}")
@@ -74,6 +74,11 @@ def _encode(item: RecallItem, tokenizer: Any, vocab_size: int, where: str) -> En
             "use the teacher's own tokenizer"
         )
     return Encoded(ids, spans, [item.text[start:end] for start, end in item.answers])
+
+
+def _plain(text: str) -> str:
+    """Without spaces and case, which tokenizers change."""
+    return "".join(text.split()).casefold()
 
 
 @torch.no_grad()

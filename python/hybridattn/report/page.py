@@ -3,89 +3,23 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from hybridattn.report import plots
+from hybridattn.report import explain, sections
 
 
 def _json(path: Path) -> Any | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _curve(path: Path) -> list[tuple[float, float]]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [(row["tokens"], row["loss"]) for row in rows if row.get("loss") is not None]
-
-
-def _curves(run: Path, stage: str) -> dict[str, list[tuple[float, float]]]:
-    """The stage's loss curve of the hybrid and of every rival that went through it."""
-    logs = {"hybrid": run / stage / "log.jsonl"}
-    logs |= {folder.name: folder / stage / "log.jsonl" for folder in sorted((run / "compare").glob("*"))}
-    curves = {name: _curve(path) for name, path in logs.items() if path.exists()}
-    return {name: points for name, points in curves.items() if points}
-
-
-def _recall_mean(model: dict[str, Any]) -> float | None:
-    rows = list(model["recall"].values())
-    return sum(row["accuracy"] for row in rows) / len(rows) if rows else None
-
-
-def _quality_plots(models: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
-    names = list(models)
-    sections = []
-    for task in next(iter(models.values()))["recall"]:
-        rows = [models[name]["recall"][task] for name in names]
-        figure = plots.quality(
-            names, [row["accuracy"] for row in rows], [(row["low"], row["high"]) for row in rows], f"recall, {task}"
-        )
-        sections.append({"title": f"Recall: {task}", "svg": figure})
-    students = [name for name in names if name != "teacher"]
-    if students:
-        rows = [models[name] for name in students]
-        figure = plots.quality(
-            students, [row["kl"] for row in rows], [tuple(row["kl_interval"]) for row in rows],
-            "held-out KL(teacher || model), nats per token",
-        )  # fmt: skip
-        sections.append({"title": "Held-out KL (lower is better)", "svg": figure})
-    return sections
-
-
-def _score_sections(run: Path, selection: dict[str, Any]) -> list[dict[str, Any]]:
-    sections = []
-    for path in sorted((run / "score").glob("*.json")):
-        scores = _json(path)
-        if not isinstance(scores, dict) or "layers" not in scores:
-            continue
-        chosen = scores.get("kept", selection["layers"])
-        sections.append(
-            {
-                "title": scores["title"],
-                "explanation": scores["explanation"],
-                "source": scores.get("source", ""),
-                "deviations": scores.get("deviations", ""),
-                "cost": scores.get("cost"),
-                "kept": chosen,
-                "svg": plots.importance(scores["layers"], chosen, scores["label"]),
-            }
-        )
-    return sections
-
-
-def _loss_sections(run: Path) -> list[dict[str, str]]:
-    titles = {
-        "align": ("Stage 1: align", "alignment loss"),
-        "match": ("Stage 2: match", "KL, nats per token"),
-        "finetune": ("Stage 3: finetune", "cross-entropy, nats per token"),
-    }
-    sections = []
-    for stage, (title, label) in titles.items():
-        curves = _curves(run, stage)
-        if curves:
-            sections.append({"title": title, "svg": plots.losses(curves, label)})
-    return sections
+def _scores(run: Path) -> dict[str, dict[str, Any]]:
+    """Name -> scoring, of the files in ``score/`` that hold one."""
+    found = {path.stem: _json(path) for path in sorted((run / "score").glob("*.json"))}
+    return {name: values for name, values in found.items() if isinstance(values, dict) and "layers" in values}
 
 
 def render_report(run_dir: str | Path) -> str:
@@ -100,8 +34,9 @@ def render_report(run_dir: str | Path) -> str:
             raise FileNotFoundError(f"report: {run / name} is missing; `hybridattn {verb}` writes it")
     selection: Any = _json(run / "selection.json")
     evaluation: Any = _json(run / "eval.json")
+    recipe = (run / "recipe.toml").read_text(encoding="utf-8")
     ledger, info = _json(run / "ledger.json") or {"entries": []}, _json(run / "info.json") or {}
-    models = evaluation["models"]
+    models, scores, cost = evaluation["models"], _scores(run), evaluation.get("cost")
     environment = Environment(loader=PackageLoader("hybridattn.report"), autoescape=select_autoescape())
     return environment.get_template("report.html").render(
         name=evaluation["name"],
@@ -109,14 +44,19 @@ def render_report(run_dir: str | Path) -> str:
         mixer=evaluation["mixer"],
         layers=[{"index": i, "kept": i in selection["layers"]} for i in range(evaluation["num_layers"])],
         selection=selection,
-        models={name: model | {"recall_mean": _recall_mean(model)} for name, model in models.items()},
+        why=explain.why_these_layers(evaluation, selection, scores, tomllib.loads(recipe)),
+        alternatives=explain.alternatives(models),
+        sequences=len(models.get("hybrid", {}).get("kl_sequences", ())),
+        models={name: model | {"recall_mean": explain.recall_mean(model)} for name, model in models.items()},
         tasks=list(next(iter(models.values()))["recall"]),
-        quality=_quality_plots(models),
-        scores=_score_sections(run, selection),
-        losses=_loss_sections(run),
+        quality=sections.quality(models),
+        heat_maps=sections.heat_maps(models),
+        cost=None if cost is None else cost | {"cards": sections.cost(cost), "saved": explain.saved(cost)},
+        scores=sections.scores(scores, selection),
+        losses=sections.losses(run),
         ledger=ledger["entries"],
         total={key: sum(entry[key] or 0 for entry in ledger["entries"]) for key in ("tokens", "flops", "seconds")},
-        recipe=(run / "recipe.toml").read_text(encoding="utf-8"),
+        recipe=recipe,
         info=info,
         plan=_json(run / "plan.json") or [],
     )

@@ -129,6 +129,10 @@ FAULTS = {
     ),
     "recall": (["eval.recall=['nedle']"], "unknown recall task 'nedle'"),
     "recall length": (["eval.recall=['needle']", "eval.recall_length=16"], "needle: 4 facts and the question need"),
+    "recall in words": (["eval.recall=['phonebook']"], "is unknown to the tokenizer"),
+    "recall depth": (["eval.recall_depths=[2]"], "eval.recall_depths.0: .* less than or equal to 1"),
+    "scoring": (["eval.scoring=guess"], "eval.scoring: Input should be .generate. or .forced."),
+    "cost": (["eval.cost_lengths=[0]"], "eval.cost_lengths.0: Input should be greater than 0"),
 }
 
 
