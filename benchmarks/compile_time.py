@@ -23,8 +23,8 @@ from rich.table import Table
 from torch.utils.cpp_extension import include_paths
 
 from benchmarks import machine
-from hybridattn import get_include
 
+INCLUDE = Path(__file__).resolve().parent.parent / "include"
 LATEST = Path("build/benchmarks/compile_time.json")
 YARDSTICK = "torch/torch.h"
 """What a program that uses PyTorch pays anyway."""
@@ -106,16 +106,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--flags", default="-O2", help="options of the compiler beside C++20 and the include paths")
     parser.add_argument("--out", type=Path, default=LATEST, help="JSON file")
     options = parser.parse_args(argv)
-    include = Path(get_include())
     try:
-        headers = matching(public_headers(include), options.only)
+        headers = matching(public_headers(INCLUDE), options.only)
     except ValueError as error:
         sys.exit(str(error))
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     flags = [
         "-std=c++20",
         *shlex.split(options.flags),
-        *(f"-isystem{path}" for path in [str(include), *include_paths()]),
+        *(f"-isystem{path}" for path in [str(INCLUDE), *include_paths()]),
     ]
     console = Console() if sys.stdout.isatty() else Console(width=130)
     results = []
