@@ -48,22 +48,29 @@ def matching(headers: list[str], patterns: list[str]) -> list[str]:
     return [header for header in headers if not patterns or any(pattern in header for pattern in patterns)]
 
 
+# Runs a command and prints what its processes took. A small process must start the compiler: the system counts the memory
+# of whoever starts a program as that program's own peak.
+_STARTER = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+sys.exit(code)
+"""
+
+
 def compile_once(command: list[str], source: Path) -> tuple[float, float]:
     """Seconds of processor time (so that other programs do not count) and MiB of the compiler on one file.
 
     Raises:
         RuntimeError: it does not compile; with the compiler's error.
     """
-    # Measured of this one child: of several children the system only keeps the largest.
-    process = subprocess.Popen([*command, str(source)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    process.stderr.close()
-    if process.returncode:
-        raise RuntimeError(f"compile_time: {' '.join(command)} {source} failed: {errors.strip()}")
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    whole = [sys.executable, "-I", "-S", "-c", _STARTER, *command, str(source)]
+    done = subprocess.run(whole, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"compile_time: {' '.join(command)} {source} failed: {done.stderr.strip()}")
+    seconds, mib = done.stdout.split()[-2:]
+    return float(seconds), float(mib)
 
 
 def preprocessed_lines(command: list[str], source: Path) -> int:
