@@ -1,11 +1,11 @@
-"""Trains a tiny teacher: a Llama of 8 layers and 1.6 M parameters, or of more, that recalls key-value pairs.
+r"""Trains a tiny teacher: a Llama of 8 layers and 1.6 M parameters, or of more, that recalls key-value pairs.
 
 Run:  python examples/tiny_teacher/train.py --out examples/tiny_teacher/teacher
       python examples/tiny_teacher/train.py --out examples/tiny_teacher/teachers/induction-1-4-of-8 --circuit 1 4 --seed 1
-      python examples/tiny_teacher/train.py --out examples/tiny_teacher/teachers/induction-4-7-of-12 --layers 12 --circuit 4 7 --seed 2
+      python examples/tiny_teacher/train.py --out examples/tiny_teacher/teachers/induction-4-7-of-12 --layers 12 \
+          --circuit 4 7 --seed 2
 
-Writes a Hugging Face folder (fp16 safetensors, config, tokenizer) and ``training_log.csv`` (step, tokens, loss,
-share of
+Writes a Hugging Face folder (fp16 safetensors, config, tokenizer) and ``training_log.csv`` (step, tokens, loss, share of
 repeated symbols copied, recall at 16 and at 112 pairs, seconds). About an hour on one core.
 """
 
