@@ -61,6 +61,22 @@ inline std::vector<int64_t> order_of(const Eigen::VectorXd& scores, Direction di
   return order;
 }
 
+/// How many other layers score better, and how many as well.
+inline std::pair<int64_t, int64_t> others(const Eigen::VectorXd& scores, Eigen::Index layer, Direction direction) {
+  const double sign = direction == Direction::lower_is_better ? 1 : -1;
+  const auto better = (sign * scores.array() < sign * scores[layer]).count();
+  return {better, (scores.array() == scores[layer]).count() - 1};
+}
+
+/// Weighted sums of the rows, each added up in the same order: equal rows have equal sums, to the bit.
+inline Eigen::VectorXd weighted_sums(const Eigen::MatrixXd& sample, const Eigen::VectorXd& weights) {
+  Eigen::VectorXd sums = Eigen::VectorXd::Zero(sample.rows());
+  for (Eigen::Index column = 0; column < sample.cols(); ++column)
+    for (Eigen::Index row = 0; row < sample.rows(); ++row)
+      sums[row] += weights[column] * sample(row, column);
+  return sums;
+}
+
 inline double quantile(std::vector<double> sorted, double q) {
   const double place = q * static_cast<double>(sorted.size() - 1);
   const auto below = static_cast<size_t>(place);
@@ -74,7 +90,8 @@ inline double quantile(std::vector<double> sorted, double q) {
 /// sequences.
 ///
 /// A layer is "in" if it is among the best K in all resamples but a share of (1 - confidence) / layers, "out" if it is
-/// so in no larger a share, else "open". Source: Efron, "Bootstrap methods", 1979; percentile intervals.
+/// not so in as many, else "open"; a resample in which it ties for the last place counts for neither.
+/// Source: Efron, "Bootstrap methods", Annals of Statistics 7 (1979); percentile intervals.
 /// @throws std::invalid_argument if the tables' shapes disagree or an option is out of range
 template <LayerStatistic S>
 std::vector<LayerScore> bootstrap_scores(std::span<const LossTable> tables, const S& statistic,
@@ -95,11 +112,13 @@ std::vector<LayerScore> bootstrap_scores(std::span<const LossTable> tables, cons
 
   std::vector<Eigen::VectorXd> means;
   for (const Eigen::MatrixXd& sample : samples)
-    means.push_back(sample.rowwise().mean());
+    means.push_back(detail::weighted_sums(
+        sample, Eigen::VectorXd::Constant(sample.cols(), 1.0 / static_cast<double>(sample.cols()))));
   const Eigen::VectorXd score = statistic(std::span<const Eigen::VectorXd>(means));
 
   std::vector<std::vector<double>> drawn(static_cast<size_t>(layers));
   std::vector<int64_t> among(static_cast<size_t>(layers), 0);
+  std::vector<int64_t> outside(static_cast<size_t>(layers), 0);
   SplitMix64 random(options.seed);
   for (int64_t resample = 0; resample < options.resamples; ++resample) {
     Eigen::VectorXd weights;
@@ -110,14 +129,16 @@ std::vector<LayerScore> bootstrap_scores(std::span<const LossTable> tables, cons
         for (Eigen::Index i = 0; i < columns; ++i)
           weights[random.below(columns)] += 1.0 / static_cast<double>(columns);
       }
-      means[t] = samples[t] * weights;
+      means[t] = detail::weighted_sums(samples[t], weights);
     }
     const Eigen::VectorXd scores = statistic(std::span<const Eigen::VectorXd>(means));
     for (Eigen::Index layer = 0; layer < layers; ++layer)
       drawn[static_cast<size_t>(layer)].push_back(scores[layer]);
-    const std::vector<int64_t> order = detail::order_of(scores, options.direction);
-    for (int64_t place = 0; place < keep; ++place)
-      ++among[static_cast<size_t>(order[static_cast<size_t>(place)])];
+    for (Eigen::Index layer = 0; layer < layers; ++layer) {
+      const auto [better, as_good] = detail::others(scores, layer, options.direction);
+      among[static_cast<size_t>(layer)] += better + as_good < keep;
+      outside[static_cast<size_t>(layer)] += better >= keep;
+    }
   }
 
   const double tail = (1 - options.confidence) / 2;
@@ -126,11 +147,14 @@ std::vector<LayerScore> bootstrap_scores(std::span<const LossTable> tables, cons
   for (int64_t layer : detail::order_of(score, options.direction)) {
     std::vector<double>& values = drawn[static_cast<size_t>(layer)];
     std::sort(values.begin(), values.end());
-    const double share =
-        static_cast<double>(among[static_cast<size_t>(layer)]) / static_cast<double>(options.resamples);
+    const auto enough = [&](int64_t count) {
+      return static_cast<double>(count) >= (1 - wrong) * static_cast<double>(options.resamples);
+    };
     Verdict verdict = Verdict::open;
-    if (options.keep)
-      verdict = share >= 1 - wrong ? Verdict::in : share <= wrong ? Verdict::out : Verdict::open;
+    if (options.keep && enough(among[static_cast<size_t>(layer)]))
+      verdict = Verdict::in;
+    else if (options.keep && enough(outside[static_cast<size_t>(layer)]))
+      verdict = Verdict::out;
     result.push_back(
         {layer, score[layer], detail::quantile(values, tail), detail::quantile(values, 1 - tail), verdict, 0, ""});
   }

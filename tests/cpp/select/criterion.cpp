@@ -95,8 +95,10 @@ TEST_CASE("criterion/all layers equal, one layer, K = 0 and K = L") {
   Formula equal{6, [](const std::set<int64_t>&) { return 1.0; }};
   for (const LayerScore& score : Removal{}(equal, 2))
     CHECK(score.verdict == Verdict::open); // nobody may be told from anybody
-  for (const LayerScore& score : AverageRank{}(equal, 2))
+  for (const LayerScore& score : AverageRank{}(equal, 2)) {
     CHECK(score.score == 3.5);
+    CHECK(score.verdict == Verdict::open);
+  }
 }
 
 TEST_CASE("criterion/a candidate that diverges is out with the reason") {

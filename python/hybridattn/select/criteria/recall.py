@@ -20,7 +20,7 @@ class AssociativeRecall(RegisteredCriterion):
             `hybridattn.evaluate`, by name or path.
         length: tokens per item; those of a held-out sequence when 0.
         items, seed: how many, and their random stream.
-        measure: ``log_probability`` of the answers, or ``accuracy``.
+        recall: ``log_probability`` of the answers, or ``accuracy``.
         without: what stands in the layer's place: the aligned ``mixer``, or nothing (``bypass``).
     """
 
@@ -43,7 +43,7 @@ class AssociativeRecall(RegisteredCriterion):
     length: int = Field(0, ge=0)
     items: int = Field(32, ge=2)
     seed: int = 0
-    measure_of: Measure = Field("log_probability", alias="measure")
+    recall: Measure = "log_probability"
     without: Without = "mixer"
 
     def measure(self, scoring: Scoring) -> Found:
@@ -51,7 +51,7 @@ class AssociativeRecall(RegisteredCriterion):
         everything = list(range(evaluator.num_layers))
         questions = questions_of(self.task, scoring, self.length, self.items, self.seed, self.hops)
         sets = [*removal_sets(evaluator.num_layers), everything]
-        *rows, teacher = answer_values(evaluator, questions, sets, self.without, self.measure_of, scoring)
+        *rows, teacher = answer_values(evaluator, questions, sets, self.without, self.recall, scoring)
         return self.ranked(
             [[whole - value for whole, value in zip(teacher, row, strict=True)] for row in rows], scoring
         )
