@@ -1,9 +1,8 @@
 // Race, plans, costs and the paired test for Python: selection is decided by the same code in both languages.
-#include "json.h"
+#include "select.h"
 
 #include <hybridattn/select/cost.h>
 #include <hybridattn/select/plans.h>
-#include <hybridattn/select/race_state.h>
 
 #include <pybind11/stl.h>
 
@@ -26,18 +25,6 @@ Race make_race(int64_t num_layers, std::optional<int64_t> keep, const std::strin
                                {"direction", direction},
                                {"candidates", candidates}};
   return Race(select::race_options_from_json(options));
-}
-
-py::dict score_dict(const select::LayerScore& score) {
-  py::dict result;
-  result["layer"] = score.layer;
-  result["score"] = score.score;
-  result["low"] = score.low;
-  result["high"] = score.high;
-  result["verdict"] = nlohmann::json(score.verdict).get<std::string>();
-  result["steps"] = score.steps;
-  result["reason"] = score.reason;
-  return result;
 }
 
 void bind_race(py::module_& module) {
@@ -83,6 +70,7 @@ void bind_race(py::module_& module) {
 void bind_select(py::module_& module) {
   auto select = module.def_submodule("select", "Layer selection: race, plans, costs, the paired test.");
   bind_race(select);
+  bind_select_scores(select);
   select.def("keep_of_fraction", &select::keep_of_fraction, py::arg("layers"), py::arg("fraction"));
   select.def("uniform_plan", &select::uniform_plan, py::arg("layers"), py::arg("keep"), py::arg("offset") = 0);
   select.def("uniform_offsets", &select::uniform_offsets, py::arg("layers"), py::arg("keep"));
