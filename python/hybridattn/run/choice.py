@@ -24,7 +24,7 @@ def scoring_table(recipe: Recipe, name: str) -> ScoringTable:
     """The table of ``[compare.scores]`` of that name, or ``[score]`` with that criterion."""
     if name in recipe.compare.scores:
         return recipe.compare.scores[name]
-    if criterion_type(name) is criterion_type(recipe.score.criterion):
+    if ALIASES.get(name, name) == ALIASES.get(recipe.score.criterion, recipe.score.criterion):
         return recipe.score
     return recipe.score.model_copy(update={"criterion": name, "options": {}})
 

@@ -1,14 +1,17 @@
 """A whole run on a tiny random teacher from recipe to report; recipes and run directories that do not fit."""
 
 import errno
+import io
 import json
 import os
 
 import pytest
 import torch
+from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from hybridattn.cli.tables import print_scores
 from hybridattn.distill import NonFiniteLoss
 from hybridattn.distill.loop import Trainer
 from hybridattn.run import Pipeline, RunDirectory, load_recipe
@@ -34,6 +37,7 @@ batch_size = 2
 [eval]
 held_out_sequences = 8
 recall = ["recall.jsonl"]
+cost_lengths = [8, 16]
 [compare]
 plans = ["uniform:1", "all_linear", "addition"]
 """
@@ -53,7 +57,8 @@ def folder(tmp_path):
     generator = torch.Generator().manual_seed(0)
     rows = [" ".join(f"w{i}" for i in torch.randint(0, 30, (22,), generator=generator).tolist()) for _ in range(60)]
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    (tmp_path / "recall.jsonl").write_text(json.dumps({"text": "w1 w2 w1 w2", "answers": [[9, 11]]}) + "\n")
+    asked = [{"text": "w1 w2 w1 w2", "answers": [[9, 11]], "depth": depth} for depth in (0, 1)]
+    (tmp_path / "recall.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     (tmp_path / "recipe.toml").write_text(RECIPE)
     return tmp_path
 
@@ -63,12 +68,21 @@ def test_a_run_from_recipe_to_report(folder):
     report = Pipeline(recipe, folder / "run").run()
     page = report.read_text()
     assert "<svg" in page
-    assert "Which layers keep softmax" in page
+    for heading in (
+        "Which layers keep softmax",
+        "What other choices cost",
+        "Where in the context",
+        "What it costs to run",
+    ):
+        assert heading in page
+    assert "8 held-out sequences of 16 tokens" in page
     assert "http" not in page.split("</style>")[0]
     result = json.loads((folder / "run" / "eval.json").read_text())
     assert list(result["models"]) == ["teacher", "hybrid", "uniform-1", "all_linear", "addition"]
     assert result["models"]["teacher"]["kl"] == pytest.approx(0, abs=1e-6)
     assert len(result["models"]["hybrid"]["layers"]) == 1
+    assert len(result["models"]["hybrid"]["kl_sequences"]) == 8
+    assert [point["length"] for point in result["cost"]["models"]["hybrid"]["points"]] == [8, 16]
     ledger = (folder / "run" / "ledger.json").read_text()
     # A second run has nothing to do and spends nothing.
     assert Pipeline(recipe, folder / "run").run() == report
@@ -82,6 +96,26 @@ def test_trained_candidates_are_scored(folder):
     scores = pipeline.chooser().scores()
     assert [row["steps"] for row in scores["layers"]] == [2, 2, 2]
     assert pipeline.choose().layers == scores["kept"]
+
+
+def test_any_criterion_may_choose_and_compare(folder):
+    changes = ["score.criterion=act_mse", "select.refine=none"]
+    changes += ["compare.plans=['uniform:all', 'halo', 'mine', 'smart']"]
+    changes += ["compare.scores={mine={criterion='ar', options={task='recall.jsonl'}}}"]
+    recipe = load_recipe(folder / "recipe.toml", changes)
+    pipeline = Pipeline(recipe, folder / "run")
+    assert pipeline.choose().layers == pipeline.chooser().scores()["kept"]
+    rivals = pipeline.chooser().rivals(recipe.compare.plans)
+    assert list(rivals) == ["uniform-0", "uniform-1", "uniform-2", "halo", "mine", "smart"]
+    assert [rivals[f"uniform-{offset}"] for offset in range(3)] == [[0], [1], [2]]
+    scores = {path.stem: json.loads(path.read_text()) for path in (folder / "run" / "score").glob("*.json")}
+    assert sorted(scores) == ["act_mse", "halo", "mine", "smart"]
+    assert "arXiv 2601.22156" in scores["halo"]["source"]
+    assert scores["act_mse"]["cost"]["tokens"] == 8 * 16
+    assert len(pipeline.chooser().scores("mine")["layers"]) == 3
+    console = Console(file=io.StringIO(), width=100)
+    print_scores(console, scores["halo"])
+    assert "Recall over quality (HALO)" in console.file.getvalue()
 
 
 def test_unknown_and_wrong_keys_are_named(folder):
@@ -117,6 +151,19 @@ FAULTS = {
     "candidates": (["score.max_steps=1", "score.stage={tokns=3}"], r"\[score.stage\]: .*unknown field 'tokns'"),
     "mixer": (["convert.mixer=mamba"], "unknown mixer 'mamba'"),
     "option": (["convert.options={short_conv=3}"], "unknown option short_conv"),
+    "criterion": (
+        ["score.criterion=hallo"],
+        r"\[score\]: criterion is 'hallo', the nearest is 'halo'; known are addition",
+    ),
+    "criterion's option": (["score.options={steps=2}"], r"\[score\]: criterion 'removal': unknown key 'steps'"),
+    "criterion's task": (
+        ["score.criterion=ar", "score.options={task='nedle'}"],
+        r"\[score\]: unknown recall task 'nedle'",
+    ),
+    "rival's criterion": (
+        ["compare.plans=['mine']", "compare.scores={mine={criterion='halo', options={recall='f1'}}}"],
+        r"\[compare.scores.mine\]: criterion 'halo': recall: .*'accuracy'",
+    ),
     "teacher": (["teacher=nowhere"], "teacher 'nowhere' cannot be loaded"),
     "source": (["data.sources=['no.jsonl']"], "no file or folder 'no.jsonl'"),
     "length": (["data.seq_len=5000"], "one sequence needs 5000"),
