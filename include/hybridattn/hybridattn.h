@@ -90,11 +90,15 @@
 #include "hybridattn/distill/stage.h"
 #include "hybridattn/distill/trainer.h"
 
+#include "hybridattn/select/bootstrap.h"
 #include "hybridattn/select/cost.h"
+#include "hybridattn/select/criterion.h"
 #include "hybridattn/select/plans.h"
 #include "hybridattn/select/race.h"
 #include "hybridattn/select/race_options.h"
 #include "hybridattn/select/race_state.h"
+#include "hybridattn/select/random.h"
+#include "hybridattn/select/search.h"
 #include "hybridattn/select/statistics.h"
 #include "hybridattn/select/verdicts.h"
 

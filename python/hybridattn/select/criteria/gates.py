@@ -133,16 +133,13 @@ def learned_gates(
     if keep is not None and not 0 <= keep <= layers:
         raise ValueError(f"learned_gates: keep is {keep}, expected 0 to {layers}")
     trainer = _GateTrainer(evaluator, options, keep, token_weights)
-    weighting = None if token_weights is None else getattr(token_weights, "fingerprint", repr(token_weights))
-    identity = [options.model_dump(exclude={"seeds"}), keep, getattr(data, "fingerprint", None), weighting]
+    fingerprint = getattr(token_weights, "fingerprint", getattr(token_weights, "__qualname__", None))
+    identity = [options.model_dump(exclude={"seeds"}), keep, getattr(data, "fingerprint", None), fingerprint]
     digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
     gates, divergences = [], []
-    batches: Any = None
+    batches = _BatchesByStep(data, options)
     for step in range(options.steps):
-        key = f"gates {digest} step {step}"
-        if batches is None and evaluator.journal.get(key) is None:
-            batches = data.train_batches(options.batch_size, start_step=step, seed=options.seed)
-        event = evaluator.recorded(key, partial(trainer.step, step, batches))
+        event = evaluator.recorded(f"gates {digest} step {step}", partial(trainer.step, step, batches))
         trainer.restore(event)
         gates.append(event["gates"])
         divergences.append(event["divergence"])
@@ -150,6 +147,19 @@ def learned_gates(
             f"gates  step {step + 1}/{options.steps}  KL {event['divergence']:.4f}  open {sum(event['gates']):.2f}"
         )
     return GateTraining(gates, divergences)
+
+
+class _BatchesByStep:
+    """Training batches of the steps that are done here; others may be in the journal, or done by another process."""
+
+    def __init__(self, data: Any, options: LearnedGates) -> None:
+        self._data, self._options, self._next = data, options, -1
+
+    def at(self, step: int) -> Batch:
+        if step != self._next:
+            self._batches = self._data.train_batches(self._options.batch_size, start_step=step, seed=self._options.seed)
+        self._next = step + 1
+        return next(self._batches)
 
 
 class _GateTrainer:
@@ -164,10 +174,10 @@ class _GateTrainer:
         self.adam = torch.optim.Adam([self.logits], lr=options.lr)
         self.penalty, self.excess = options.penalty, 0.0
 
-    def step(self, number: int, batches: Iterator[Batch]) -> dict[str, Any]:
+    def step(self, number: int, batches: _BatchesByStep) -> dict[str, Any]:
         """One Adam step; the journal's event of it."""
         evaluator, precision = self.evaluator, self.evaluator.precision
-        batch = next(batches).to(self.logits.device)
+        batch = batches.at(number).to(self.logits.device)
         weights = counted(batch) if self.token_weights is None else self.token_weights(batch) * counted(batch)
         head = hf.head_weight(evaluator.teacher).detach()
         with precision.forward(), torch.no_grad():
