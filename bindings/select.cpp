@@ -13,7 +13,7 @@ namespace {
 using select::Race;
 
 Race make_race(int64_t num_layers, std::optional<int64_t> keep, const std::string& mode, int64_t steps_per_round,
-               int64_t max_steps, double confidence, int64_t min_rounds, const std::string& direction,
+               int64_t max_steps, double confidence, int64_t min_rounds, bool growing, const std::string& direction,
                const std::vector<int64_t>& candidates) {
   const nlohmann::json options{{"num_layers", num_layers},
                                {"keep", keep ? nlohmann::json(*keep) : nlohmann::json()},
@@ -22,6 +22,7 @@ Race make_race(int64_t num_layers, std::optional<int64_t> keep, const std::strin
                                {"max_steps", max_steps},
                                {"confidence", confidence},
                                {"min_rounds", min_rounds},
+                               {"growing", growing},
                                {"direction", direction},
                                {"candidates", candidates}};
   return Race(select::race_options_from_json(options));
@@ -31,8 +32,8 @@ void bind_race(py::module_& module) {
   py::class_<Race>(module, "Race", "Ask / tell race over layers; see hybridattn/select/race.h.")
       .def(py::init(&make_race), py::kw_only(), py::arg("num_layers"), py::arg("keep") = std::nullopt,
            py::arg("mode") = "racing", py::arg("steps_per_round") = 0, py::arg("max_steps") = 0,
-           py::arg("confidence") = 0.95, py::arg("min_rounds") = 1, py::arg("direction") = "lower",
-           py::arg("candidates") = std::vector<int64_t>{})
+           py::arg("confidence") = 0.95, py::arg("min_rounds") = 1, py::arg("growing") = false,
+           py::arg("direction") = "lower", py::arg("candidates") = std::vector<int64_t>{})
       .def(
           "next",
           [](const Race& race) -> std::optional<std::tuple<int64_t, int64_t, int64_t>> {

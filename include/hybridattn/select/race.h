@@ -19,7 +19,8 @@ namespace hybridattn::select {
 /// Error guarantee: with probability at least `confidence` over the draw of the held-out sequences, no verdict
 /// contradicts the order by expected loss of the candidates that were compared, at the steps at which they were
 /// compared. It says nothing of curves that cross after a candidate was stopped; `min_rounds` is the guard against
-/// that.
+/// that. A growing race compares untrained candidates on more and more sequences; its verdicts are about their expected
+/// loss, whatever the number of looks.
 ///
 /// Example:
 ///   Race race({.num_layers = 30, .keep = 8, .steps_per_round = 50, .max_steps = 400});
@@ -91,8 +92,11 @@ public:
     detail::race_check(task && task->layer == layer,
                        task ? fmt::format("losses recorded for layer {}, expected layer {}", layer, task->layer)
                             : fmt::format("losses recorded for layer {} after the end", layer));
-    check_sequences(static_cast<int64_t>(held_out_losses.size()));
     Candidate& candidate = of(layer);
+    if (options_.growing)
+      check_growth(candidate, static_cast<int64_t>(held_out_losses.size()));
+    else
+      check_sequences(static_cast<int64_t>(held_out_losses.size()));
     cost_.steps += task->to_step - task->from_step;
     candidate.steps = task->to_step;
     ++candidate.rounds;
@@ -102,7 +106,9 @@ public:
     } else {
       candidate.losses.clear();
       candidate.verdict = Verdict::out;
-      candidate.reason = fmt::format("diverged: held-out loss not finite after {} steps", candidate.steps);
+      candidate.reason = options_.growing
+                             ? "the held-out loss is not finite"
+                             : fmt::format("diverged: held-out loss not finite after {} steps", candidate.steps);
     }
     judge();
   }
@@ -158,6 +164,20 @@ public:
   }
 
 private:
+  /// A round of a growing race: more sequences than in the round before, as many as the others have in this one.
+  void check_growth(const Candidate& candidate, int64_t count) const {
+    const auto before = static_cast<int64_t>(candidate.losses.size());
+    detail::race_check(count > std::max<int64_t>(before, 1),
+                       fmt::format("{} held-out losses for layer {} after {}; each round of a growing race needs more",
+                                   count, candidate.layer, before));
+    for (const Candidate& other : candidates_)
+      detail::race_check(other.rounds != candidate.rounds + 1 || other.losses.empty() ||
+                             static_cast<int64_t>(other.losses.size()) == count,
+                         fmt::format("{} held-out losses, layer {} has {}; all candidates must be scored on the same "
+                                     "sequences",
+                                     count, other.layer, other.losses.size()));
+  }
+
   bool running(const Candidate& candidate) const {
     if (candidate.rounds > 0 && (candidate.steps >= options_.max_steps || candidate.losses.empty()))
       return false;

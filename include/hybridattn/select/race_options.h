@@ -29,6 +29,8 @@ struct RaceOptions {
   int64_t max_steps = 0;            ///< training steps of a candidate at most; 0: scored once, untrained
   double confidence = 0.95;         ///< probability that no verdict of the whole race is wrong, in (0.5, 1)
   int64_t min_rounds = 1;           ///< no verdict before this many rounds
+  bool growing = false; ///< a round scores on more sequences than the one before, instead of after more training; its
+                        ///< steps then count blocks of sequences
   Direction direction = Direction::lower_is_better;
   std::vector<int64_t> candidates = {}; ///< the layers that compete; empty: all
 

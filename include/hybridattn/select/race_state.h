@@ -56,6 +56,7 @@ inline nlohmann::json to_json(const RaceOptions& options) {
           {"max_steps", options.max_steps},
           {"confidence", options.confidence},
           {"min_rounds", options.min_rounds},
+          {"growing", options.growing},
           {"direction", options.direction},
           {"candidates", options.candidates}};
 }
@@ -71,6 +72,7 @@ inline RaceOptions race_options_from_json(const nlohmann::json& json) {
   json.at("max_steps").get_to(options.max_steps);
   json.at("confidence").get_to(options.confidence);
   json.at("min_rounds").get_to(options.min_rounds);
+  json.at("growing").get_to(options.growing);
   options.direction = detail::enum_from_json<Direction>(json, "direction");
   json.at("candidates").get_to(options.candidates);
   return options;

@@ -110,7 +110,7 @@ class CandidateEvaluator:
         self.parked = Path(self._temporary.name) if self._temporary is not None else Path(str(run_dir))
         self.loss = loss
         self._recall = RecallWeights(teacher, window, dtype)
-        self._prefix = "" if loss == "kl" else f"{loss} {self._recall.window_of(held_out[0])} "
+        self._prefix = "" if loss == "kl" else f"{loss} {self.window} "
         self._weights: list[Tensor] | None = None
         self.tokens, self.flops, self.seconds = 0, 0.0, 0.0
         self._counted: set[str] = set()
@@ -140,8 +140,18 @@ class CandidateEvaluator:
         return sum(batch.num_sequences for batch in self.held_out)
 
     @property
+    def batch_sizes(self) -> list[int]:
+        """Sequences in each held-out batch."""
+        return [batch.num_sequences for batch in self.held_out]
+
+    @property
     def seq_len(self) -> int:
         return self.held_out[0].input_ids.shape[1]
+
+    @property
+    def window(self) -> int:
+        """Tokens of context beyond which it is far, to the recall weights."""
+        return self._recall.window_of(self.held_out[0])
 
     def losses(
         self, sets: Sequence[Iterable[int]], progress: Line = silent, batches: Iterable[int] | None = None
@@ -208,6 +218,26 @@ class CandidateEvaluator:
             self._candidate = None
         remove_parked(candidate_folder(self.parked, layers, digest))
 
+    def token_weights(self) -> list[Tensor]:
+        """Recall weights [B, T] of every held-out batch, their mean over all counted tokens 1.
+
+        They are in memory, or else in a file of the run directory, or else computed.
+
+        Raises:
+            ValueError: far context helps the teacher nowhere.
+        """
+        if self._weights is None:
+            key = f"recall weights {self.window}"
+            path = None if self.folder is None else self.folder / f"{key.replace(' ', '-')}.safetensors"
+            with self.journal.measuring():
+                if path is not None and path.exists() and self.journal.get(key):
+                    found = load_file(path)
+                    self._weights = [found[f"batch {number}"] for number in range(len(self.held_out))]
+                else:
+                    self._weights = self._compute_weights(key, path)
+            self.event(key)
+        return self._weights
+
     # ---- inside ----
 
     @property
@@ -256,7 +286,7 @@ class CandidateEvaluator:
     def _divergence(self, number: int, hidden: Tensor, head: Tensor) -> list[float]:
         """Mean over each sequence's counted tokens."""
         narrowed, batch = self.precision.narrowed, self.held_out[number]
-        weights = None if self.loss == "kl" else self._token_weights()[number].to(hidden.device)
+        weights = None if self.loss == "kl" else self.token_weights()[number].to(hidden.device)
         with self.precision.backward():
             divergence = ops.linear_kl_divergence(
                 narrowed(hidden),
@@ -270,20 +300,6 @@ class CandidateEvaluator:
         if batch.loss_mask is None:
             return divergence.mean(1).tolist()
         return ((divergence * batch.loss_mask).sum(1) / batch.loss_mask.sum(1).clamp(min=1)).tolist()
-
-    def _token_weights(self) -> list[Tensor]:
-        """Of every held-out batch; in memory, or else in a file of the run directory, or else computed."""
-        if self._weights is None:
-            key = f"{self._prefix}weights"
-            path = None if self.folder is None else self.folder / f"{key.replace(' ', '-')}.safetensors"
-            with self.journal.measuring():
-                if path is not None and path.exists() and self.journal.get(key):
-                    found = load_file(path)
-                    self._weights = [found[f"batch {number}"] for number in range(len(self.held_out))]
-                else:
-                    self._weights = self._compute_weights(key, path)
-            self.event(key)
-        return self._weights
 
     def _compute_weights(self, key: str, path: Path | None) -> list[Tensor]:
         started = time.monotonic()

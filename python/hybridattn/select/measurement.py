@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,8 @@ class SetMeasurement:
                         progress(f"{self.name}held-out batch {number + 1}/{len(self.batches)}  {len(missing)} hybrids")
                         self._measure(number, missing)
             for row, kept in zip(rows, wanted, strict=True):
-                row += self.evaluator.event(self._key(number, kept))["losses"]
+                values = self.evaluator.event(self._key(number, kept))["losses"]
+                row += [math.nan if value is None else value for value in values]
         return rows
 
     def _key(self, number: int, kept: Iterable[int]) -> str:
@@ -80,6 +82,7 @@ class SetMeasurement:
         flops = 2.0 * batch.num_tokens * (per_layer * work.layers_run / len(sets) + head)
         seconds = (time.monotonic() - started) / len(sets)
         for index, kept in enumerate(sets):
+            finite = [value if math.isfinite(value) else None for value in values[index]]  # JSON knows no NaN
             self.evaluator.journal.add(
-                self._key(number, kept), losses=values[index], tokens=batch.num_tokens, flops=flops, seconds=seconds
+                self._key(number, kept), losses=finite, tokens=batch.num_tokens, flops=flops, seconds=seconds
             )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations, product
 from statistics import fmean
 from typing import Any
 
-from hybridattn import _C
 from hybridattn.select.evaluator import LayerSetEvaluator, Line, silent
+from hybridattn.select.set_race import BatchEvaluator, race_sets, surely_lower
 
 
 @dataclass(frozen=True)
@@ -41,27 +42,59 @@ def sequential_addition(evaluator: LayerSetEvaluator, keep: int, progress: Line 
 
 
 def swap_refinement(
-    evaluator: LayerSetEvaluator, layers: Iterable[int], confidence: float = 0.95, progress: Line = silent
+    evaluator: BatchEvaluator,
+    layers: Iterable[int],
+    confidence: float = 0.95,
+    progress: Line = silent,
+    *,
+    ranking: Sequence[int] | None = None,
+    reach: int | None = None,
+    together: int = 1,
+    tolerance: float = 0.0,
 ) -> SearchResult:
-    """Exchanges a kept for a left-out layer while the held-out loss falls significantly.
+    """Exchanges kept for left-out layers while the held-out loss falls significantly.
 
-    Each round tries all exchanges and makes the best one if the paired one-sided t-test, corrected for their number
-    (Bonferroni), rejects "not better" at `confidence`. Losses fall at each exchange, so the search ends.
+    Each round races the chosen set against those with one layer exchanged; where none is better, against those with two
+    exchanged, and so on up to `together`, since layers that help only together cannot come in one by one. The best one
+    takes the set's place if the paired one-sided t-test, corrected for the number of exchanges (Bonferroni), rejects "not
+    better" at `confidence`. Losses fall at each exchange, so the search ends.
+
+    Args:
+        ranking: all layers, the most needed first; ascending when None.
+        reach: only the `reach` kept layers that rank last and the `reach` left-out ones that rank first are exchanged; all
+            when None.
+        together: how many layers are exchanged at once at most.
+        tolerance: nats per token that do not matter to a race (`race_sets`).
     """
+    ranking = list(range(evaluator.num_layers) if ranking is None else ranking)
     chosen = sorted(set(layers))
-    (current,) = evaluator.losses([chosen], progress)
-    history = [{"what": f"start from {chosen}", "loss": fmean(current)}]
-    while True:
-        outside = sorted(set(range(evaluator.num_layers)) - set(chosen))
-        swaps = [(out, into) for out in chosen for into in outside]
-        if not swaps:
-            return SearchResult(chosen, history)
-        candidates = [sorted({*chosen, into} - {out}) for out, into in swaps]
-        rows = evaluator.losses(candidates, lambda text: progress(f"exchange {len(history)}  {text}"))
-        best = min(range(len(swaps)), key=lambda index: fmean(rows[index]))
-        _, _, tail = _C.select.paired_difference(rows[best], current)
-        if not (fmean(rows[best]) < fmean(current) and tail * len(swaps) <= 1 - confidence):
-            return SearchResult(chosen, history)
-        chosen, current = candidates[best], rows[best]
-        out, into = swaps[best]
-        history.append({"what": f"exchange layer {out} for {into}", "loss": fmean(current)})
+    history: list[dict[str, Any]] = []
+    size = 1
+    while size <= together:
+        inside = [layer for layer in ranking if layer in chosen]
+        outside = [layer for layer in ranking if layer not in chosen]
+        weak, strong = inside[-reach:] if reach else inside, outside[:reach]
+        exchanges = list(product(combinations(weak, size), combinations(strong, size)))
+        if not exchanges:
+            break
+        sets = [frozenset({*chosen, *into} - {*out}) for out, into in exchanges]
+        line = lambda text: progress(f"exchange {len(history) + 1}  {text}")  # noqa: E731
+        raced = race_sets(evaluator, [chosen, *sets], 1, confidence, line, tolerance)
+        current = next(result for result in raced if result.kept == frozenset(chosen))
+        if not history:
+            history.append({"what": f"start from {chosen}", "loss": current.loss})
+        best = next(result for result in raced if result.kept != frozenset(chosen))
+        if current.losses and not surely_lower(best.losses, current.losses, (1 - confidence) / len(exchanges)):
+            size += 1
+            continue
+        out, into = exchanges[sets.index(best.kept)]
+        for left, came in zip(out, into, strict=True):
+            first, second = ranking.index(left), ranking.index(came)
+            ranking[first], ranking[second] = came, left
+        chosen, size = sorted(best.kept), 1
+        history.append({"what": f"exchange {_words(out)} for {_words(into)}", "loss": best.loss})
+    return SearchResult(chosen, history)
+
+
+def _words(layers: Sequence[int]) -> str:
+    return f"layer{'s' if len(layers) > 1 else ''} {' and '.join(map(str, layers))}"
