@@ -6,6 +6,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from hybridattn.evaluate import load_task
+
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
@@ -46,3 +48,18 @@ def test_quickstart_and_the_selectors_side_by_side(tmp_path):
     save_file({"held_out": held_out}, tmp_path / "few.safetensors")
     table = output_of("02_choose_layers.py", tmp_path / "student", teacher, tmp_path / "few.safetensors")
     assert "sequential addition" in table
+
+
+def test_the_tiny_teacher_is_asked_at_every_length_and_depth(tmp_path):
+    output_of("tiny_teacher/prepare.py", "--out", tmp_path, "--documents", 40, "--questions", 8)
+    task = load_task(tmp_path / "depth.jsonl")
+    assert len({(item.length, item.depth) for item in task.items}) == 20
+    for item in task.items:
+        symbols = item.text.replace(">", "> ").split()
+        assert len(symbols) == item.length
+        ((start, end),) = item.answers
+        asked, answer = symbols[-2:]
+        assert item.text[start:end] == answer
+        place = symbols.index(asked)
+        assert symbols[place + 1] == answer
+        assert round(item.depth * (item.length // 2 - 2)) == place // 2
