@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -20,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.console import Console
 from rich.table import Table
-from torch.utils.cpp_extension import include_paths
 
 from benchmarks import machine
 
 INCLUDE = Path(__file__).resolve().parent.parent / "include"
 LATEST = Path("build/benchmarks/compile_time.json")
+BUILD = INCLUDE.parent / "build/python"
 YARDSTICK = "torch/torch.h"
 """What a program that uses PyTorch pays anyway."""
 
@@ -46,6 +47,37 @@ def matching(headers: list[str], patterns: list[str]) -> list[str]:
         if not any(pattern in header for header in headers):
             raise ValueError(f"compile_time: no header contains '{pattern}', there are {', '.join(headers)}")
     return [header for header in headers if not patterns or any(pattern in header for pattern in patterns)]
+
+
+def build_options(commands: list[dict[str, str]]) -> list[str]:
+    """Macros, include folders, language and optimisation with which the Python module is compiled.
+
+    Raises:
+        ValueError: no file of `bindings/` among the commands of a compilation database.
+    """
+    for entry in commands:
+        if "bindings/" not in entry["file"] or not entry["file"].endswith(".cpp"):
+            continue
+        words = shlex.split(entry["command"])
+        kept = [word for word in words if word.startswith(("-D", "-I", "-O", "-std=", "-fopenmp"))]
+        folders = [words[at + 1] for at, word in enumerate(words) if word == "-isystem"]
+        return kept + [f"-isystem{folder}" for folder in folders]
+    raise ValueError(f"compile_time: {BUILD} compiles no file of bindings/, run `make build` first")
+
+
+def compilation_database() -> list[dict[str, str]]:
+    """Every command of the Python module's build.
+
+    Raises:
+        ValueError: there is no such build.
+    """
+    if not (BUILD / "build.ninja").exists():
+        raise ValueError(f"compile_time: {BUILD} is not there, run `make build` first")
+    ninja = shutil.which("ninja", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if ninja is None:
+        raise ValueError("compile_time: ninja is not there, run `make setup`")
+    done = subprocess.run([ninja, "-C", str(BUILD), "-t", "compdb"], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 # Runs a command and prints what its processes took. A small process must start the compiler: the system counts the memory
@@ -110,19 +142,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks/compile_time.py", description=__doc__)
     parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="headers whose path contains TEXT")
     parser.add_argument("--rounds", type=int, default=1, help="compilations of each, the median counts")
-    parser.add_argument("--flags", default="-O2", help="options of the compiler beside C++20 and the include paths")
+    parser.add_argument("--flags", default="", help="options of the compiler, after those of the module's build")
     parser.add_argument("--out", type=Path, default=LATEST, help="JSON file")
     options = parser.parse_args(argv)
     try:
         headers = matching(public_headers(INCLUDE), options.only)
+        flags = build_options(compilation_database()) + shlex.split(options.flags)
     except ValueError as error:
         sys.exit(str(error))
     compiler = shlex.split(os.environ.get("CXX", "c++"))
-    flags = [
-        "-std=c++20",
-        *shlex.split(options.flags),
-        *(f"-isystem{path}" for path in [str(INCLUDE), *include_paths()]),
-    ]
     console = Console() if sys.stdout.isatty() else Console(width=130)
     results = []
     with tempfile.TemporaryDirectory() as folder:
@@ -134,7 +162,8 @@ def main(argv: list[str] | None = None) -> None:
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[
         0
     ]
-    described = machine.describe() | {"compiler": version, "flags": options.flags}
+    public = [flag for flag in flags if not flag.startswith(("-I", "-isystem"))]  # folders are this machine's own
+    described = machine.describe() | {"compiler": version, "flags": public}
     options.out.write_text(json.dumps({"machine": described, "results": results}, indent=1) + "\n", encoding="utf-8")
     console.print(f"wrote {options.out}")
 
