@@ -32,7 +32,8 @@ def print_eval(console: Console, evaluation: dict[str, Any]) -> None:
     models = evaluation["models"]
     first = next(iter(models.values()))
     tasks = list(first["recall"])
-    columns = [*tasks, *(name for name in ("kl", "perplexity") if any(name in row for row in models.values()))]
+    shown = tasks if len(tasks) <= 3 else []  # more of them get a table of their own, a line each
+    columns = [*shown, *(name for name in ("kl", "perplexity") if any(name in row for row in models.values()))]
     origin = f"{evaluation['teacher']} with " if evaluation["teacher"] else ""
     if columns:
         table = Table(title=f"{evaluation['name']}: {origin}{evaluation['mixer']}")
@@ -42,11 +43,16 @@ def print_eval(console: Console, evaluation: dict[str, Any]) -> None:
             table.add_column("KL" if name == "kl" else name, justify="right")
         for name, model in models.items():
             layers = "all" if model["layers"] is None else ", ".join(map(str, model["layers"])) or "none"
-            recall = [f"{model['recall'][task]['accuracy']:.3f}" for task in tasks]
+            recall = [f"{model['recall'][task]['accuracy']:.3f}" for task in shown]
             others = {"kl": "-" if name == "teacher" else _number(model.get("kl"), 4),
                       "perplexity": _number(model.get("perplexity"), 3)}  # fmt: skip
-            values = [*recall, *(others[column] for column in columns[len(tasks) :])]
+            values = [*recall, *(others[column] for column in columns[len(shown) :])]
             table.add_row(name, layers, *values, style="bold" if name == "hybrid" else "")
+        console.print(table)
+    if tasks != shown:
+        table = Table("task", *models, title="recall")
+        for task in tasks:
+            table.add_row(task, *(f"{model['recall'][task]['accuracy']:.3f}" for model in models.values()))
         console.print(table)
     for task in tasks:
         _print_cells(console, task, {name: model["recall"][task].get("cells", []) for name, model in models.items()})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from matplotlib.ticker import LogLocator
+
 from hybridattn.report.figures.style import KEPT, PALETTE, TEACHER, as_svg, new_figure
 
 
@@ -19,11 +21,13 @@ def cost_curve(lines: Mapping[str, Sequence[tuple[int, float]]], label: str) -> 
     ticks = sorted({length for points in lines.values() for length, _ in points})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-    axes.minorticks_off()
     axes.margins(x=0.12)
     if all(value > 0 for points in lines.values() for _, value in points):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("tokens of context")
     axes.set_ylabel(label)
+    axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8)
     return as_svg(figure)
