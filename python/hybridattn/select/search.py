@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
-from statistics import fmean
 from typing import Any
 
+from hybridattn import _C
 from hybridattn.select.evaluator import LayerSetEvaluator, Line, silent
 from hybridattn.select.set_race import BatchEvaluator, race_sets, surely_lower
 
@@ -24,21 +24,26 @@ def sequential_addition(evaluator: LayerSetEvaluator, keep: int, progress: Line 
     """Adds the layer that helps most, then scores the rest again beside it, until `keep` layers are chosen.
 
     Raises:
-        ValueError: `keep` is not in 0..layers.
+        ValueError: `keep` is not in 0..layers, or no candidate's losses are finite.
     """
-    if not 0 <= keep <= evaluator.num_layers:
-        raise ValueError(f"sequential_addition: keep is {keep}, expected 0 to {evaluator.num_layers}")
-    chosen: list[int] = []
-    history = []
-    while len(chosen) < keep:
-        open_layers = sorted(set(range(evaluator.num_layers)) - set(chosen))
-        line = lambda text: progress(f"pick {len(chosen) + 1}/{keep}  {text}")  # noqa: E731
-        rows = evaluator.losses([[*chosen, layer] for layer in open_layers], line)
-        losses = {layer: fmean(row) for layer, row in zip(open_layers, rows, strict=True)}
-        best = min(losses, key=lambda layer: (losses[layer], layer))
-        chosen.append(best)
-        history.append({"what": f"add layer {best}", "loss": losses[best]})
-    return SearchResult(sorted(chosen), history)
+    return SearchResult(*_C.select.sequential_addition(_Shown(evaluator, keep, progress), keep))
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """An evaluator whose progress tells which pick it is measured for."""
+
+    evaluator: LayerSetEvaluator
+    keep: int
+    progress: Line
+
+    @property
+    def num_layers(self) -> int:
+        return self.evaluator.num_layers
+
+    def losses(self, sets: Sequence[Iterable[int]]) -> list[list[float]]:
+        pick = len(list(sets[0]))
+        return self.evaluator.losses(sets, lambda text: self.progress(f"pick {pick}/{self.keep}  {text}"))
 
 
 def swap_refinement(

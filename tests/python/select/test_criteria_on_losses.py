@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hybridattn import _C
-from hybridattn.select import ScoreOptions, race_layers, sequential_addition
+from hybridattn.select import ScoreOptions, race_layers, sequential_addition, swap_refinement
 from hybridattn.select.criteria import criterion_type
 from hybridattn.select.criteria.spacing import spaced
 
@@ -17,11 +17,15 @@ JUDGING = ["ga_s2", "gr_s2", "avg_s2"]
 class Losses:
     """Losses by formula, with noise per sequence that is the same for all sets."""
 
+    batch_sizes = (16,)
+
     def __init__(self, num_layers, formula):
         self.num_layers, self.formula = num_layers, formula
 
-    def losses(self, sets, progress=None):
+    def losses(self, sets, progress=None, batches=None):
         noise = 0.05 * np.random.default_rng(0).standard_normal(16)
+        if progress is not None:
+            progress("measured")
         return [(self.formula(set(kept)) + noise).tolist() for kept in sets]
 
 
@@ -121,17 +125,44 @@ def test_spacing_is_the_rule_of_smart():
     assert criterion_type("smart").trains_candidates
 
 
-@pytest.mark.parametrize("formula", [pair, lambda kept: 1.0, lambda kept: 3.0 - (4 in kept) - 0.5 * (1 in kept)])
-def test_cpp_searches_find_what_python_finds(formula):
-    losses = Losses(8, formula)
+FORMULAS = [pair, lambda kept: 1.0, lambda kept: 3.0 - (4 in kept) - 0.5 * (1 in kept)]
+
+
+def mean_loss(losses, kept):
+    return float(np.mean(losses.losses([kept])[0]))
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_sequential_addition_is_greedy(formula):
+    """The search is C++'s; the expectation is worked out here."""
+    losses, lines = Losses(8, formula), []
     for keep in (0, 1, 2, 4):
-        layers, history = _C.select.sequential_addition(losses, keep)
-        python = sequential_addition(losses, keep)
-        assert layers == python.layers
-        assert [event["what"] for event in history] == [event["what"] for event in python.history]
-        assert [event["loss"] for event in history] == pytest.approx([event["loss"] for event in python.history])
-    if formula is pair:
-        assert _C.select.swap_refinement(losses, [0, 2])[0] == [2, 3]
+        chosen, found = [], sequential_addition(losses, keep, lines.append)
+        for step in range(keep):
+            outside = [layer for layer in range(8) if layer not in chosen]
+            best = min(outside, key=lambda layer: (mean_loss(losses, [*chosen, layer]), layer))
+            chosen.append(best)
+            assert found.history[step]["what"] == f"add layer {best}"
+            assert found.history[step]["loss"] == pytest.approx(mean_loss(losses, chosen))
+        assert found.layers == sorted(chosen)
+    assert lines[-1] == "pick 4/4  measured"
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize("start", [[], [0], [0, 2], [2, 3], [5, 6, 7]])
+def test_cpp_exchanges_are_those_of_python(formula, start):
+    losses = Losses(8, formula)
+    layers, history = _C.select.swap_refinement(losses, start)
+    python = swap_refinement(losses, start)
+    assert layers == python.layers
+    assert history[-1]["loss"] == pytest.approx(mean_loss(losses, layers))
+
+
+def test_a_candidate_that_diverged_is_never_picked():
+    losses = Losses(4, lambda kept: float("nan") if 3 in kept else 4.0 - (1 in kept))
+    assert sequential_addition(losses, 3).layers == [0, 1, 2]
+    with pytest.raises(ValueError, match="the losses of all candidates are not finite"):
+        sequential_addition(Losses(2, lambda kept: float("nan")), 1)
 
 
 def test_errors_of_python_losses_come_through_the_searches():
