@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def _bars(panels: list[list[Result]]) -> plt.Figure:
     )
     for row, panel in zip(axes, panels, strict=True):
         _bar_panel(row[0], panel, "time", colors)
-        row[0].set_title(f"{panel[0]['benchmark']}: {panel[0]['about']}", loc="left", fontsize=9, fontweight="bold")
+        title = textwrap.fill(f"{panel[0]['benchmark']}: {panel[0]['about']}", 90)
+        row[0].set_title(title, loc="left", fontsize=9, fontweight="bold")
         if memory:
             _bar_panel(row[1], panel, "memory", colors)
     return figure
