@@ -65,8 +65,8 @@ def _measured(score: dict[str, Any], layers: list[int], recipe: dict[str, Any]) 
         f"held-out sequences of {tokens} tokens, the same ones for every layer. "
     )
     if kept:
-        text += "Scores: " + ", ".join(f"layer {row['layer']} {row['score']:.3g}" for row in kept)
-        text += f"; the next one, layer {others[0]['layer']}, {others[0]['score']:.3g}. " if others else ". "
+        text += "Scores: " + ", ".join(f"layer {row['layer']}: {row['score']:.3g}" for row in kept)
+        text += f"; the next one, layer {others[0]['layer']}: {others[0]['score']:.3g}. " if others else ". "
     moved_in = [layer for layer in layers if layer not in score["kept"]]
     moved_out = [layer for layer in score["kept"] if layer not in layers]
     if moved_in:

@@ -37,6 +37,7 @@ def render_report(run_dir: str | Path) -> str:
     recipe = (run / "recipe.toml").read_text(encoding="utf-8")
     ledger, info = _json(run / "ledger.json") or {"entries": []}, _json(run / "info.json") or {}
     models, scores, cost = evaluation["models"], _scores(run), evaluation.get("cost")
+    frontier: Any = _json(run / "select" / "frontier.json")
     environment = Environment(loader=PackageLoader("hybridattn.report"), autoescape=select_autoescape())
     return environment.get_template("report.html").render(
         name=evaluation["name"],
@@ -51,6 +52,7 @@ def render_report(run_dir: str | Path) -> str:
         tasks=list(next(iter(models.values()))["recall"]),
         quality=sections.quality(models),
         heat_maps=sections.heat_maps(models),
+        frontier=None if frontier is None else frontier | {"cards": sections.frontier(frontier)},
         cost=None if cost is None else cost | {"cards": sections.cost(cost), "saved": explain.saved(cost)},
         scores=sections.scores(scores, selection),
         losses=sections.losses(run),

@@ -69,6 +69,18 @@ def cost(measured: dict[str, Any]) -> list[dict[str, str]]:
     return cards
 
 
+def frontier(measured: dict[str, Any]) -> list[dict[str, str]]:
+    """Held-out loss of nested sets of layers against latency and cache."""
+    points, keep = measured["points"], measured["keep"]
+    axes = {
+        "Against the time of one decoded token": ("milliseconds", [point["milliseconds"] for point in points]),
+        "Against the cache of one sequence": ("MiB", [point["cache_bytes"] / 2**20 for point in points]),
+    }
+    return [
+        {"title": title, "svg": figures.frontier(points, costs, keep, unit)} for title, (unit, costs) in axes.items()
+    ]
+
+
 def _mebibytes(size: int | None) -> float | None:
     return None if size is None else size / 2**20
 

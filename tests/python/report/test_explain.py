@@ -30,7 +30,7 @@ def test_it_names_the_measurement_and_what_is_sure():
         "2 of 4 layers keep a summary of constant size instead (gated_deltanet); layers 2 and 3 still look back" in text
     )
     assert "48 held-out sequences of 256 tokens" in text
-    assert "layer 2 3.5, layer 3 2.5; the next one, layer 1, 0.2" in text
+    assert "layer 2: 3.5, layer 3: 2.5; the next one, layer 1: 0.2" in text
     assert "no kept layer could be exchanged" in text
     assert (
         "at 90 % confidence: layers 2 and 3 surely belong to the 2 best; layer 0 surely does not; layer 1 could" in text
