@@ -31,16 +31,16 @@ CHANGED_ALONE = ["gr_s2", "gr_s1", "act_mse", "ar", "ar_mh"]
 
 
 @cache
-def models():
+def models(layers: int = LAYERS):
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=LAYERS, num_attention_heads=4,
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=2, initializer_range=0.3,
     )  # fmt: skip
     teacher = LlamaForCausalLM(config).eval().requires_grad_(False)
     student = ha.convert(teacher, mixer="softmax_attention", verbose=False)
     with torch.no_grad():
-        for layer in BROKEN:
+        for layer in set(BROKEN) & set(student.mixers()):
             student.mixers()[layer].o_proj.weight.mul_(-1)
     return student.requires_grad_(False), teacher
 
@@ -77,6 +77,18 @@ def test_a_criterion_gives_every_layer_a_score_with_interval_source_and_cost(nam
     assert (found.tokens, found.flops) == (measured.tokens, measured.flops)
     assert len(found.top(k=2)) == 2
     json.dumps(found.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("name", MEASURING)
+def test_none_or_all_may_be_kept_and_a_model_may_have_one_layer(name):
+    for keep in (0, LAYERS):
+        assert scores(name, evaluator(sequences=6), keep=keep).top(k=keep) == list(range(keep))
+    student, teacher = models(1)
+    single = CandidateEvaluator(student, teacher, data().held_out(6, 6))
+    for keep in (0, 1):
+        found = scores(name, single, keep=keep)
+        assert found.top(k=keep) == [0][:keep]
+        assert len(found.rows) == 1
 
 
 @pytest.mark.parametrize("name", CHANGED_ALONE)
