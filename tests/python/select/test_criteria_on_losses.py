@@ -117,6 +117,8 @@ def test_spacing_finds_the_best_allowed_set(layers, count):
 
 
 def test_spacing_is_the_rule_of_smart():
+    equal = [{"layer": layer, "score": 1.0} for layer in range(8)]
+    assert spaced(equal, 2) == [0, 4], "the lower layer on a tie"
     # The best two layers are neighbours; only one of them may stay.
     found = race_layers(
         Losses(8, lambda kept: 3.0 - 2 * (2 in kept) - 1.5 * (3 in kept) - (6 in kept)), ScoreOptions("smart")
