@@ -1,4 +1,4 @@
-// Registers norms, rotary embedding, short convolution, softmax attention and the alignment loss: compositions that
+// Registers RMSNorm, rotary embedding, short convolution, softmax attention and the alignment loss: compositions that
 // autograd and tracing see through.
 #include <hybridattn/ops/alignment_loss.h>
 #include <hybridattn/ops/attention.h>
@@ -27,8 +27,6 @@ Tensor alignment(const Tensor& prediction, const Tensor& target, const Optional&
 
 TORCH_LIBRARY_FRAGMENT(hybridattn, m) {
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
-  m.def("gated_rms_norm(Tensor x, Tensor gate, Tensor weight, float eps) -> Tensor");
-  m.def("l2_normalize(Tensor x, float eps) -> Tensor");
   m.def("apply_rotary(Tensor x, Tensor cos, Tensor sin) -> Tensor");
   m.def("short_convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? state, Tensor? cu_seqlens) -> Tensor");
   m.def("softmax_attention(Tensor q, Tensor k, Tensor v, float? scale, bool causal, int window, int sinks, Tensor? "
@@ -38,8 +36,6 @@ TORCH_LIBRARY_FRAGMENT(hybridattn, m) {
 
 TORCH_LIBRARY_IMPL(hybridattn, CompositeImplicitAutograd, m) {
   m.impl("rms_norm", TORCH_FN(rms_norm));
-  m.impl("gated_rms_norm", TORCH_FN(gated_rms_norm));
-  m.impl("l2_normalize", TORCH_FN(l2_normalize));
   m.impl("apply_rotary", TORCH_FN(apply_rotary));
   m.impl("short_convolution", TORCH_FN(short_convolution));
   m.impl("softmax_attention", TORCH_FN(attention));

@@ -40,6 +40,7 @@
 #include "hybridattn/ops/native_rule.h"
 #include "hybridattn/ops/norm.h"
 #include "hybridattn/ops/rotary.h"
+#include "hybridattn/ops/row_norm.h"
 #include "hybridattn/ops/rule.h"
 #include "hybridattn/ops/short_convolution.h"
 #include "hybridattn/ops/step_rule.h"

@@ -108,8 +108,10 @@ public:
     if (options.short_convolution > 0) {
       qkv = convolve(qkv, context.cu_seqlens, state);
     }
+    const bool silu = options.activation == "silu";
     for (auto& y : qkv) {
-      y = options.activation == "silu" ? at::silu(y) : y;
+      const bool later = options.l2_norm && &y != &qkv.back(); // the norm of q and k takes SiLU along
+      y = silu && !later ? at::silu(y) : y;
     }
     // A padded token leaves the state alone: nothing is written, nothing is forgotten.
     ops::RuleInputs in{qkv[0].unflatten(-1, {-1, options.head_dim}),
@@ -124,8 +126,8 @@ public:
       in.beta = without_padding(beta(x));
     }
     if (options.l2_norm) {
-      in.q = ops::l2_normalize(in.q);
-      in.k = ops::l2_normalize(in.k);
+      in.q = ops::l2_normalize(in.q, 1e-6, silu);
+      in.k = ops::l2_normalize(in.k, 1e-6, silu);
     }
     if (const int64_t groups = options.num_heads / in.k.size(2); groups > 1) {
       in.k = in.k.repeat_interleave(groups, 2);

@@ -139,12 +139,25 @@ def _convolution(reference: Function) -> Function:
     return causal_conv1d_fn
 
 
-GATED_DELTA_RULE: dict[str, Callable[[Function], Function]] = {
-    "torch_chunk_gated_delta_rule": partial(_chunk, rule="gated_delta_rule"),
-    "torch_recurrent_gated_delta_rule": partial(_recurrent, rule="gated_delta_rule"),
-    "causal_conv1d_fn": _convolution,
-}
-"""Function of a model's module -> what builds its replacement from it."""
+def _gated_norm(reference: Function) -> Function:
+    def forward(self: Any, hidden_states: Tensor, gate: Tensor) -> Tensor:
+        if hidden_states.device.type != "cpu" or self.activation != "silu":
+            return reference(self, hidden_states, gate)
+        return ops.gated_rms_norm(hidden_states, gate, self.weight, self.variance_epsilon)
+
+    return forward
+
+
+def _gated_delta_rule(norm: str) -> dict[str, Callable[[Function], Function]]:
+    """Function of a model's module, or method of its class of gated norms -> what builds its replacement from it."""
+    return {
+        "torch_chunk_gated_delta_rule": partial(_chunk, rule="gated_delta_rule"),
+        "torch_recurrent_gated_delta_rule": partial(_recurrent, rule="gated_delta_rule"),
+        "causal_conv1d_fn": _convolution,
+        f"{norm}.forward": _gated_norm,
+    }
+
+
 KIMI_DELTA_ATTENTION: dict[str, Callable[[Function], Function]] = {
     "chunk_kimi_delta_attention": partial(_chunk, rule="kda"),
     "recurrent_kimi_delta_attention": partial(_recurrent, rule="kda"),
@@ -152,10 +165,10 @@ KIMI_DELTA_ATTENTION: dict[str, Callable[[Function], Function]] = {
 }
 
 MODELS = {
-    "qwen3_next": GATED_DELTA_RULE,
-    "qwen3_5": GATED_DELTA_RULE,
-    "qwen3_5_moe": GATED_DELTA_RULE,
-    "olmo_hybrid": GATED_DELTA_RULE,
+    "qwen3_next": _gated_delta_rule("Qwen3NextRMSNormGated"),
+    "qwen3_5": _gated_delta_rule("Qwen3_5RMSNormGated"),
+    "qwen3_5_moe": _gated_delta_rule("Qwen3_5MoeRMSNormGated"),
+    "olmo_hybrid": _gated_delta_rule("OlmoHybridRMSNormGated"),
     "kimi_linear": KIMI_DELTA_ATTENTION,
 }
 """Models with linear attention layers, as Transformers names their folders, and what is replaced in each."""
@@ -165,7 +178,7 @@ MODELS = {
 class Acceleration:
     """What `accelerate_transformers` replaced. `undo` puts the originals back; so does leaving a ``with`` block."""
 
-    originals: dict[str, tuple[ModuleType, str, Function]] = field(default_factory=dict)
+    originals: dict[str, tuple[ModuleType | type, str, Function]] = field(default_factory=dict)
 
     @property
     def replaced(self) -> list[str]:
@@ -173,8 +186,8 @@ class Acceleration:
         return list(self.originals)
 
     def undo(self) -> None:
-        for module, name, original in self.originals.values():
-            setattr(module, name, original)
+        for owner, name, original in self.originals.values():
+            setattr(owner, name, original)
         self.originals.clear()
 
     def __enter__(self) -> Acceleration:
@@ -223,11 +236,13 @@ def accelerate_transformers(*models: str) -> Acceleration:
     for model in models or MODELS:
         module = import_module(f"transformers.models.{model}.modeling_{model}")
         for name, build in MODELS[model].items():
-            original = getattr(module, name)
+            class_name, _, own_name = name.rpartition(".")
+            owner = getattr(module, class_name) if class_name else module
+            original = getattr(owner, own_name)
             if getattr(original, "accelerated", False):
                 continue
             replacement = build(original)
             replacement.accelerated = True  # type: ignore[attr-defined]
-            setattr(module, name, replacement)
-            done.originals[f"{module.__name__}.{name}"] = (module, name, original)
+            setattr(owner, own_name, replacement)
+            done.originals[f"{module.__name__}.{name}"] = (owner, own_name, original)
     return done

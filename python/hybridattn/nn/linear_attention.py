@@ -108,7 +108,9 @@ class LinearAttention(Mixer):
             q, k, v = (y.masked_fill(padded, 0) for y in (q, k, v))
         q, k, v = self._convolve(q, k, v, cu_seqlens, state)
         if options.activation == "silu":
-            q, k, v = F.silu(q), F.silu(k), F.silu(v)
+            v = F.silu(v)
+            if not options.l2_norm:  # which takes SiLU along
+                q, k = F.silu(q), F.silu(k)
         gates = self.gates(x)
         if padded is not None:
             # After the convolution a padded position may be non-zero again only for right padding; gates decide alone.
@@ -120,7 +122,7 @@ class LinearAttention(Mixer):
         q, k = q.unflatten(-1, (-1, options.head_dim)), k.unflatten(-1, (-1, options.head_dim))
         v = v.unflatten(-1, (-1, options.value_head_dim))
         if options.l2_norm:
-            q, k = ops.l2_normalize(q), ops.l2_normalize(k)
+            q, k = (ops.l2_normalize(y, activation=options.activation) for y in (q, k))
         if k.shape[2] != options.num_heads:
             k, v = (y.repeat_interleave(options.num_heads // y.shape[2], dim=2) for y in (k, v))
         v = self.values(v, x, first_value)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hybridattn.ops.backend import choose_backend, record_call
+
 _ops = torch.ops.hybridattn
 
 
@@ -24,14 +26,50 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _ops.rms_norm(x, weight, eps)
 
 
-def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """``rms_norm(x, weight, eps) * SiLU(gate)``; `gate` has x's shape."""
-    return _ops.gated_rms_norm(x, gate, weight, eps)
+def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, backend: str | None = None) -> Tensor:
+    """``rms_norm(x, weight, eps) * SiLU(gate)``, formed in fp32 (fp64 for fp64 inputs).
+
+    Args:
+        x, gate: ``[..., D]``.
+        weight: ``[D]``.
+        backend: forces ``native`` or ``aten``.
+
+    Raises:
+        ValueError: shapes disagree, or the backend cannot compute on `x`.
+    """
+    return _row_norm("gated_rms_norm", x, weight, gate, eps, True, False, backend)
 
 
-def l2_normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """``x / sqrt(sum(x^2) + eps)`` over the last dimension; a zero vector has a finite gradient."""
-    return _ops.l2_normalize(x, eps)
+def l2_normalize(x: Tensor, eps: float = 1e-6, *, activation: str = "none", backend: str | None = None) -> Tensor:
+    """``x / sqrt(sum(x^2) + eps)`` over the last dimension; a zero vector has a finite gradient.
+
+    Args:
+        x: ``[..., D]``.
+        activation: "silu" normalises SiLU(x), in one pass; or "none".
+        backend: forces ``native`` or ``aten``.
+
+    Raises:
+        ValueError: an unknown activation, or the backend cannot compute on `x`.
+    """
+    if activation not in ("none", "silu"):
+        raise ValueError(f"l2_normalize: activation must be 'none' or 'silu', got '{activation}'")
+    return _row_norm("l2_normalize", x, None, None, eps, False, activation == "silu", backend)
+
+
+def _row_norm(
+    name: str,
+    x: Tensor,
+    weight: Tensor | None,
+    gate: Tensor | None,
+    eps: float,
+    mean: bool,
+    activates: bool,
+    backend: str | None,
+) -> Tensor:
+    chosen = choose_backend(name, backend, x)
+    chosen = "aten" if chosen == "naive" else chosen  # which of rules alone is another computation
+    record_call(name, chosen)
+    return _ops.row_norm(x, weight, gate, eps, mean, activates, chosen)
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

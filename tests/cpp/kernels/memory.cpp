@@ -152,6 +152,27 @@ TEST_CASE("kernels touch only what they were given") {
       CHECK(all_finite(left, size));
       CHECK(std::isfinite(divergence_of_rows<float, false>(set)(left.get(), right.get(), size, 1, 0.7, true)));
       CHECK(all_finite(right, size));
+      constexpr int kRows = 3;
+      const size_t count = static_cast<size_t>(kRows) * size;
+      const auto x = random_numbers(count), gate = random_numbers(count), weight = random_numbers(size);
+      const auto out = random_numbers(count), grad_gate = random_numbers(count), grad_weight = random_numbers(size);
+      NormTask<float> task;
+      task.rows = kRows;
+      task.size = size;
+      task.mean = task.activates = true;
+      task.eps = 1e-6F;
+      task.weight = weight.get();
+      task.x = task.grad_out = Rows<float>::of(x.get(), size);
+      task.gate = Rows<float>::of(gate.get(), size);
+      task.out = task.grad_x = Rows<float>::of(out.get(), size);
+      task.grad_gate = Rows<float>::of(grad_gate.get(), size);
+      task.grad_weight = grad_weight.get();
+      norm_kernels<float>(set).forward(task);
+      CHECK(all_finite(out, count));
+      norm_kernels<float>(set).backward(task);
+      CHECK(all_finite(out, count));
+      CHECK(all_finite(grad_gate, count));
+      CHECK(all_finite(grad_weight, size));
     }
   }
 }

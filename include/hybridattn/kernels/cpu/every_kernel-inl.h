@@ -12,4 +12,5 @@
 #include <hybridattn/kernels/cpu/step-inl.h>
 #include <hybridattn/kernels/cpu/rule_kernels-inl.h>
 #include <hybridattn/kernels/cpu/divergence-inl.h>
+#include <hybridattn/kernels/cpu/norm-inl.h>
 // clang-format on

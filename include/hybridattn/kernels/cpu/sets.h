@@ -5,6 +5,7 @@
 #include <hybridattn/kernels/cpu/arrays.h>
 #include <hybridattn/kernels/cpu/chunk_task.h>
 #include <hybridattn/kernels/cpu/instruction_set.h>
+#include <hybridattn/kernels/cpu/norm_task.h>
 
 #include <cmath>
 #include <limits>
@@ -103,6 +104,25 @@ RuleKernels<T> rule_kernels(InstructionSet set) {
 #endif
   static_cast<void>(set);
   return portable::rule_kernels<R, T>();
+}
+
+/// The norms of rows with arithmetic in T; see norm_task.h.
+template <class T>
+NormKernels<T> norm_kernels(InstructionSet set) {
+#if HYBRIDATTN_X86_KERNELS
+  switch (set) {
+  case InstructionSet::amx:
+  case InstructionSet::avx512_bf16:
+  case InstructionSet::avx512:
+    return avx512::norm_kernels<T>();
+  case InstructionSet::avx2:
+    return avx2::norm_kernels<T>();
+  case InstructionSet::portable:
+    break;
+  }
+#endif
+  static_cast<void>(set);
+  return portable::norm_kernels<T>();
 }
 
 /// KL(softmax(left) || softmax(right)) of two rows of logits; see divergence-inl.h.
