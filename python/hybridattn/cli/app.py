@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,11 +39,14 @@ SetOption = Annotated[
 ]
 
 
-def _pipeline(recipe: Path, run_dir: Path | None, changes: list[str] | None) -> Pipeline:
+BUDGET_PANEL, CHOICE_PANEL = "How many layers (one of; else the recipe's)", "Which layers (else the recipe's)"
+
+
+def _pipeline(recipe: Path, run_dir: Path | None, changes: list[str] | None, replaced: Sequence[str] = ()) -> Pipeline:
     from hybridattn.run import Pipeline, load_recipe
 
     transformers_logging.disable_progress_bar()  # it would write over the progress line
-    loaded = load_recipe(recipe, changes or [])
+    loaded = load_recipe(recipe, changes or [], replaced)
     return Pipeline(loaded, run_dir or Path("runs") / loaded.name, ProgressLine(console))
 
 
@@ -77,9 +81,60 @@ def score(recipe: RecipeArgument, run_dir: RunDirOption = None, changes: SetOpti
 
 
 @app.command()
-def select(recipe: RecipeArgument, run_dir: RunDirOption = None, changes: SetOption = None) -> None:
-    """Choose the layers that keep softmax, by scores and refinement or by a fixed plan."""
-    print_selection(console, _pipeline(recipe, run_dir, changes).choose())
+def select(
+    recipe: RecipeArgument,
+    run_dir: RunDirOption = None,
+    changes: SetOption = None,
+    keep: Annotated[int | None, typer.Option(help="so many layers", rich_help_panel=BUDGET_PANEL)] = None,
+    fraction: Annotated[float | None, typer.Option(help="a share of all layers", rich_help_panel=BUDGET_PANEL)] = None,
+    latency: Annotated[
+        float | None,
+        typer.Option(
+            help="as many as decode a token in so many ms, measured on this machine", rich_help_panel=BUDGET_PANEL
+        ),
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(help="as many as fit a sequence's cache in so many MiB", rich_help_panel=BUDGET_PANEL),
+    ] = None,
+    recall_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="as few as lose at most this share of the teacher's recall before distillation",
+            rich_help_panel=BUDGET_PANEL,
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(help="tokens of context at which latency and memory count", rich_help_panel=BUDGET_PANEL),
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: elimination, races and exchanges of layers; ranking: the top of `score`; sequential; any "
+            "criterion, e.g. ga_s2, gr_s2, learned_gates, smart, halo; uniform, random, first, last",
+            rich_help_panel=CHOICE_PANEL,
+        ),
+    ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="recall_kl: held-out KL that counts tokens by how much they need far context; kl: all tokens alike",
+            rich_help_panel=CHOICE_PANEL,
+        ),
+    ] = None,
+    confidence: Annotated[
+        float | None,
+        typer.Option(help="probability that a race's verdicts are all right", rich_help_panel=CHOICE_PANEL),
+    ] = None,
+) -> None:
+    """Choose the layers that keep softmax: how many by a number or a budget, which by a search, scores or a fixed plan."""
+    budgets = {"keep": keep, "fraction": fraction, "latency": latency, "memory": memory, "recall_drop": recall_drop}
+    others = {"context": context, "strategy": strategy, "loss": loss, "confidence": confidence}
+    given = {name: value for name, value in {**budgets, **others}.items() if value is not None}
+    changed = [*(changes or []), *(f"select.{name}={value}" for name, value in given.items())]
+    replaced = [f"select.{name}" for name in budgets] if given.keys() & budgets.keys() else []
+    print_selection(console, _pipeline(recipe, run_dir, changed, replaced).choose())
 
 
 @app.command()

@@ -21,10 +21,13 @@ _LOSSES = {objective.name: objective.losses for objective in (AlignObjective, Ma
 
 def _check_plans(recipe: Recipe, num_layers: int) -> None:
     scored = (*SCORED, *recipe.compare.scores)
-    strategies = ("ranking", "sequential", "explicit", *scored, *PLANS)
+    strategies = ("auto", "ranking", "sequential", "explicit", *scored, *PLANS)
     if recipe.select.strategy not in strategies:
         raise ValueError(f"select.strategy: unknown '{recipe.select.strategy}'; known are {', '.join(strategies)}")
-    plans = ("all_linear", "ranking", "sequential", *scored, *PLANS)
+    for name in recipe.select.proposals:
+        if name not in scored:
+            raise ValueError(f"select.proposals: unknown '{name}'; known are {', '.join(scored)}")
+    plans = ("all_linear", "auto", "ranking", "sequential", *scored, *PLANS)
     for plan in recipe.compare.plans:
         name, colon, argument = plan.partition(":")
         if name.replace(",", "").isdigit():
@@ -40,6 +43,8 @@ def _check_plans(recipe: Recipe, num_layers: int) -> None:
 def _scorings(recipe: Recipe) -> dict[str, ScoringTable]:
     """The scorings that the choice and its rivals ask for, by the table's name in the recipe."""
     wanted = {recipe.select.strategy, *(plan.partition(":")[0] for plan in recipe.compare.plans)}
+    if "auto" in wanted:
+        wanted |= set(recipe.select.proposals)
     tables = {f"compare.scores.{name}": table for name, table in recipe.compare.scores.items() if name in wanted}
     if wanted & {"ranking", "sequential"}:
         tables["score"] = recipe.score
@@ -58,6 +63,10 @@ def check_recipe(pipeline: Pipeline, config: Any) -> None:
     recipe = pipeline.recipe
     check_teacher(config)
     recipe.select.budget(config.num_hidden_layers)
+    if recipe.select.window is not None and recipe.select.window >= recipe.data.seq_len:
+        raise ValueError(
+            f"select.window is {recipe.select.window}, expected fewer tokens than the {recipe.data.seq_len} of a sequence"
+        )
     _check_plans(recipe, config.num_hidden_layers)
     for name, losses in _LOSSES.items():
         table = getattr(recipe, name)
@@ -91,8 +100,8 @@ def check_data(pipeline: Pipeline, config: Any) -> None:
         if (table := getattr(recipe, name)) is not None:
             pipeline.data(pipeline.stage(name, table).seq_len)
     data.held_out(recipe.eval.held_out_sequences)
-    scorings = _scorings(recipe)
-    if scorings:
+    scorings, budget = _scorings(recipe), recipe.select.budget(config.num_hidden_layers)
+    if scorings or budget is None or {"auto", "sequential"} & {recipe.select.strategy, *recipe.compare.plans}:
         data.held_out(recipe.score.held_out_sequences)
     for name, table in scorings.items():
         criterion = build_criterion(table.criterion, table.options)
@@ -104,7 +113,8 @@ def check_data(pipeline: Pipeline, config: Any) -> None:
             continue
         race = _C.select.Race(
             num_layers=config.num_hidden_layers,
-            keep=recipe.select.budget(config.num_hidden_layers),
+            # Where K is to be measured, the check is for the K that needs the most sequences.
+            keep=config.num_hidden_layers // 2 if budget is None else budget,
             mode=table.mode,
             steps_per_round=table.steps_per_round,
             max_steps=table.max_steps,

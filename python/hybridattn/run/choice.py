@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hybridattn import _C, select
-from hybridattn.select import CandidateEvaluator, LayerScores, ScoreOptions
+from hybridattn.select import CandidateEvaluator, LayerScores, Loss, ScoreOptions
 from hybridattn.select.criteria import ALIASES, CRITERIA, criterion_type
+from hybridattn.select.frontier import quality_cost_frontier
 
 if TYPE_CHECKING:
     from hybridattn.run.pipeline import Pipeline
@@ -53,21 +54,62 @@ class LayerChooser:
         self.pipeline = pipeline
         self.student = student
         self.num_layers = len(student.layers)
-        self._evaluator: CandidateEvaluator | None = None
+        self._evaluators: dict[str, CandidateEvaluator] = {}
 
     @property
     def keep(self) -> int:
-        return self.pipeline.recipe.select.budget(self.num_layers)
+        """K, measured where the recipe gives a budget of another kind; kept in ``select/budget.json``."""
+        known = self.pipeline.recipe.select.budget(self.num_layers)
+        if known is not None:
+            return known
+        return self.pipeline.directory.once("select/budget.json", self._measure_budget)["keep"]
 
-    def evaluator(self) -> CandidateEvaluator:
-        if self._evaluator is None:
-            recipe = self.pipeline.recipe
-            held_out = self.pipeline.data().held_out(recipe.score.held_out_sequences, recipe.eval.batch_size)
-            folder = self.pipeline.directory.folder("score")
-            self._evaluator = CandidateEvaluator(
-                self.student, self.pipeline.load_teacher(), held_out, folder, self.pipeline.dtype()
+    def evaluator(self, loss: Loss = "kl") -> CandidateEvaluator:
+        """Scores are plain KL, as published; searches lower the recipe's ``select.loss``."""
+        if loss not in self._evaluators:
+            recipe, pipeline = self.pipeline.recipe, self.pipeline
+            held_out = pipeline.data().held_out(recipe.score.held_out_sequences, recipe.eval.batch_size)
+            self._evaluators[loss] = pipeline.evaluator_type(
+                self.student, pipeline.load_teacher(), held_out, pipeline.directory.folder("score"), pipeline.dtype(),
+                loss, recipe.select.window,
+            )  # fmt: skip
+        return self._evaluators[loss]
+
+    def costs(self) -> select.KindCosts:
+        """What softmax and linear layers cost on this machine; kept in ``select/costs.json``."""
+        table, pipeline = self.pipeline.recipe.select, self.pipeline
+        measure = lambda: select.measure_kinds(  # noqa: E731
+            pipeline.load_teacher(), self.student, table.context, lambda line: pipeline.progress(f"cost  {line}")
+        ).to_json()
+        return select.KindCosts(**pipeline.directory.once("select/costs.json", measure))
+
+    def _measure_budget(self) -> dict[str, Any]:
+        table = self.pipeline.recipe.select
+        if table.latency is not None:
+            keep = select.keep_for_latency(self.costs(), table.latency)
+            what = f"{table.latency:g} ms per token after {table.context} tokens allow softmax in {keep} layers"
+        elif table.memory is not None:
+            keep = select.keep_for_memory(self.costs(), table.memory)
+            what = f"{table.memory:g} MiB of cache after {table.context} tokens allow softmax in {keep} layers"
+        else:
+            assert table.recall_drop is not None
+            drop = table.recall_drop
+
+            def search() -> tuple[int, list[dict[str, Any]]]:
+                order = select.backward_elimination(
+                    self.evaluator(table.loss), confidence=table.confidence, progress=self._line
+                )
+                return select.keep_for_recall(self.evaluator(table.loss), order.layers, drop, self._line)
+
+            keep, tried = self._accounted("select (recall budget)", search, table.loss)
+            steps = ", ".join(f"{event['recall']:.3f} with {event['keep']} layers" for event in tried)
+            what = (
+                f"a drop of recall by {drop:g} needs softmax in {keep} layers (share of the teacher's recall: {steps})"
             )
-        return self._evaluator
+        return {"keep": keep, "what": what}
+
+    def _line(self, text: str) -> None:
+        self.pipeline.progress(f"select  {text}")
 
     def scores(self, name: str | None = None) -> dict[str, Any]:
         """Scores by the recipe's ``[score]``, by it with another criterion, or by a table of ``[compare.scores]``.
@@ -98,8 +140,8 @@ class LayerChooser:
         )  # fmt: skip
         return described(scores, scores.top(k=self.keep), table.max_steps)
 
-    def _accounted(self, step: str, work: Any) -> Any:
-        evaluator = self.evaluator()
+    def _accounted(self, step: str, work: Any, loss: Loss = "kl") -> Any:
+        evaluator = self.evaluator(loss)
         before = evaluator.tokens, evaluator.flops, evaluator.seconds
         result = work()
         now = evaluator.tokens, evaluator.flops, evaluator.seconds
@@ -112,24 +154,38 @@ class LayerChooser:
         if table.refine == "swap" and table.strategy in ("ranking", "sequential"):
             found = self._accounted(
                 "select (swap refinement)",
-                lambda: select.swap_refinement(
-                    self.evaluator(), layers, self.pipeline.recipe.score.confidence,
-                    progress=lambda line: self.pipeline.progress(f"select  {line}"),
-                ),
-            )  # fmt: skip
+                lambda: select.swap_refinement(self.evaluator(table.loss), layers, table.confidence, self._line),
+                table.loss,
+            )
             explanation += ", then exchanges of layers while the held-out KL fell significantly."
             layers, history = found.layers, [*history, *found.history]
+        budget = self.pipeline.directory.read("select/budget.json")
+        if budget is not None:
+            explanation = f"{budget['what']}; {explanation}"
         return Choice(layers, table.strategy, explanation, history)
 
     def _plan(
         self, strategy: str, offset: int = 0, seed: int = 0, listed: list[int] | None = None
     ) -> tuple[list[int], str, list[dict[str, Any]]]:
         count, keep = self.num_layers, self.keep
+        if strategy == "auto":
+            found = self._auto()
+            loss = "recall-weighted KL" if self.pipeline.recipe.select.loss == "recall_kl" else "KL"
+            explanation = (
+                f"softmax was taken away layer by layer where the held-out {loss} rose least, then kept layers were "
+                "exchanged for others, one and two at a time, while it fell significantly."
+            )
+            return found["layers"], explanation, found["history"]
         if strategy in ("ranking", *SCORED) or strategy in self.pipeline.recipe.compare.scores:
             name = self.pipeline.recipe.score.criterion if strategy == "ranking" else strategy
             return self.scores(name)["kept"], f"the {keep} highest by {name}", []
         if strategy == "sequential":
-            found = self._accounted("select (sequential addition)", lambda: self._sequential(keep))
+            loss = self.pipeline.recipe.select.loss
+            found = self._accounted(
+                "select (sequential addition)",
+                lambda: select.sequential_addition(self.evaluator(loss), keep, self._line),
+                loss,
+            )
             return found.layers, "sequential addition, re-scored after each pick", found.history
         if strategy == "uniform":
             return list(select.uniform_plan(count, keep, offset)), f"evenly spaced, offset {offset}", []
@@ -141,12 +197,32 @@ class LayerChooser:
             return list(select.last_plan(count, keep)), f"the last {keep}", []
         if strategy == "explicit":
             return list(select.explicit_plan(count, listed or [])), "as listed in the recipe", []
-        known = ("ranking", *SCORED, "sequential", *PLANS, "explicit")
+        known = ("auto", "ranking", *SCORED, "sequential", *PLANS, "explicit")
         raise ValueError(f"select.strategy: unknown '{strategy}'; known are {', '.join(known)}")
 
-    def _sequential(self, keep: int) -> select.SearchResult:
-        line = lambda text: self.pipeline.progress(f"select  {text}")  # noqa: E731
-        return select.sequential_addition(self.evaluator(), keep, progress=line)
+    def _auto(self) -> dict[str, Any]:
+        """The default selector's result, kept in ``select/auto.json``; its frontier in ``select/frontier.json``."""
+        table, directory = self.pipeline.recipe.select, self.pipeline.directory
+        proposals = {name: self._ranked(name) for name in table.proposals}
+
+        def search() -> select.Selection:
+            options = select.AutoOptions(confidence=table.confidence)
+            return select.select_layers(
+                self.evaluator(table.loss), self.keep, options, proposals=proposals, progress=self._line
+            )
+
+        found = directory.once("select/auto.json", lambda: asdict(self._accounted("select (auto)", search, table.loss)))
+        if table.frontier:
+            measure = lambda: quality_cost_frontier(  # noqa: E731
+                self.evaluator(table.loss), self.costs(), found["ranking"], self.keep, self._line
+            )
+            directory.once("select/frontier.json", lambda: self._accounted("select (frontier)", measure, table.loss))
+        return found
+
+    def _ranked(self, name: str) -> list[int]:
+        """A criterion's layers, the most important first."""
+        rows = sorted(self.scores(name)["layers"], key=lambda row: row["rank"])
+        return [row["layer"] for row in rows]
 
     def rivals(self, plans: list[str]) -> dict[str, list[int]]:
         """Name -> layers of the plans to compare with.

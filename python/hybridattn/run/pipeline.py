@@ -23,6 +23,7 @@ from hybridattn.run.check import check_data, check_recipe
 from hybridattn.run.choice import Choice, LayerChooser
 from hybridattn.run.directory import RunDirectory
 from hybridattn.run.recipe import Recipe, StageTable
+from hybridattn.select import CandidateEvaluator
 
 Progress = Callable[[str], None]
 
@@ -35,6 +36,9 @@ class Pipeline:
         path: the run directory; made when absent, refused when it belongs to another recipe.
         progress: called with one line of text whenever there is something new to show.
     """
+
+    evaluator_type: Callable[..., CandidateEvaluator] = CandidateEvaluator
+    """What layers are scored and searched with."""
 
     def __init__(self, recipe: Recipe, path: str | Path, progress: Progress = lambda line: None) -> None:
         self.recipe = recipe

@@ -64,13 +64,36 @@ class ScoreTable(ScoringTable):
     held_out_sequences: int = Field(64, ge=2)
 
 
+BUDGETS = ("keep", "fraction", "latency", "memory", "recall_drop")
+"""Keys of ``[select]`` of which a recipe has one."""
+
+
 class SelectTable(_Table):
     """``[select]``: how many layers keep softmax, and who chooses them."""
 
     keep: int | None = Field(None, ge=0)
     fraction: float | None = Field(None, ge=0, le=1)
-    strategy: str = "ranking"
-    """``ranking`` (top of the scores), ``sequential``, ``uniform``, ``random``, ``first``, ``last`` or ``explicit``."""
+    latency: float | None = Field(None, gt=0)
+    """Milliseconds per decoded token on this machine after `context` tokens: as many layers as that allows."""
+    memory: float | None = Field(None, gt=0)
+    """MiB of one sequence's cache after `context` tokens: as many layers as that allows."""
+    recall_drop: float | None = Field(None, ge=0, lt=1)
+    """Share of the teacher's recall on held-out text that may be lost before distillation: as few layers as that needs."""
+    context: int = Field(2048, ge=1)
+    """Tokens of context at which latency and memory count."""
+    strategy: str = "auto"
+    """``auto`` (elimination, races, exchanges), ``ranking`` (top of the scores), a criterion, ``sequential``, ``uniform``,
+    ``random``, ``first``, ``last`` or ``explicit``."""
+    loss: Literal["recall_kl", "kl"] = "recall_kl"
+    """What searches lower: the held-out KL, plain or with each token weighted by how much it needs far context."""
+    window: int | None = Field(None, ge=2)
+    """Tokens beyond which context is far; a quarter of the sequence when absent."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Of every race and exchange of ``auto``."""
+    proposals: list[str] = Field(default_factory=list)
+    """Criteria (as in ``[score]``, or names of ``[compare.scores]``) whose highest layers ``auto`` also considers."""
+    frontier: bool = True
+    """Whether ``auto`` measures loss, latency and cache of other numbers of layers too, for the report."""
     refine: Literal["none", "swap"] = "swap"
     layers: list[int] | None = None
     """The layers of an ``explicit`` choice."""
@@ -82,21 +105,24 @@ class SelectTable(_Table):
         if self.strategy == "explicit":
             if self.layers is None:
                 raise ValueError("strategy 'explicit' needs `layers`")
-        elif (self.keep is None) == (self.fraction is None):
-            raise ValueError("give exactly one of `keep` (layers) and `fraction` (of all layers)")
+        elif sum(getattr(self, name) is not None for name in BUDGETS) != 1:
+            raise ValueError(
+                "give exactly one of `keep` (layers), `fraction` (of all layers), `latency` (ms per token), `memory` (MiB of "
+                "cache) and `recall_drop` (share of the teacher's recall)"
+            )
         return self
 
-    def budget(self, num_layers: int) -> int:
-        """How many of a teacher's layers keep softmax.
+    def budget(self, num_layers: int) -> int | None:
+        """How many of a teacher's layers keep softmax; None where that is to be measured.
 
         Raises:
             ValueError: more than there are, or a listed layer does not exist.
         """
         if self.layers is not None:
             return len(_C.select.explicit_plan(num_layers, self.layers))
-        if self.keep is None:
+        if self.fraction is not None:
             return _C.select.keep_of_fraction(num_layers, self.fraction)
-        if self.keep > num_layers:
+        if self.keep is not None and self.keep > num_layers:
             raise ValueError(f"select.keep is {self.keep}, the teacher has {num_layers} layers")
         return self.keep
 
@@ -208,13 +234,14 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
-def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, changes: Sequence[str] = (), without: Sequence[str] = ()) -> Recipe:
     """Reads and resolves a recipe: a file, or the name of one that ships with the package.
 
     Paths in a file are relative to it, paths in a shipped recipe to the current directory.
 
     Args:
         changes: ``table.key=value`` each, applied before validation.
+        without: ``table.key`` each, left out of the file's values before the changes.
 
     Raises:
         ValueError: the file is not TOML, or a key is unknown, missing or of the wrong kind.
@@ -227,6 +254,9 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path.name}: not valid TOML: {error}") from error
+    for name in without:
+        table, _, key = name.partition(".")
+        values.get(table, {}).pop(key, None)
     for change in changes:
         _set(values, change)
     return validated(Recipe, values, path.name).resolved(base)

@@ -4,7 +4,7 @@ from hybridattn import _C
 from hybridattn.select.budget import KindCosts, keep_for_latency, keep_for_memory, keep_for_recall, measure_kinds
 from hybridattn.select.default import AutoOptions, Selection, select_layers
 from hybridattn.select.elimination import NestedOrder, backward_elimination
-from hybridattn.select.evaluator import CandidateEvaluator, LayerSetEvaluator
+from hybridattn.select.evaluator import CandidateEvaluator, LayerSetEvaluator, Loss
 from hybridattn.select.layer_scores import LayerScores
 from hybridattn.select.options import ScoreOptions
 from hybridattn.select.recall_weights import RecallWeights
@@ -27,6 +27,7 @@ __all__ = [
     "KindCosts",
     "LayerScores",
     "LayerSetEvaluator",
+    "Loss",
     "NestedOrder",
     "Race",
     "RecallWeights",

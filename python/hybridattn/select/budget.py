@@ -99,7 +99,7 @@ def keep_for_recall(
     teacher's recall (`retained_recall`), found by bisection. Distillation only adds to it.
 
     Returns:
-        (K, one event per set tried: ``what``, ``recall``).
+        (K, one event per set tried: ``keep``, ``recall``).
 
     Raises:
         ValueError: `drop` is not in [0, 1).
@@ -111,6 +111,6 @@ def keep_for_recall(
     while low < high:
         middle = (low + high) // 2
         (retained,) = retained_recall(evaluator, [ranking[:middle]], progress)
-        history.append({"what": f"softmax in {middle} layers", "recall": retained})
+        history.append({"keep": middle, "recall": retained})
         low, high = (low, middle) if retained >= 1 - drop else (middle + 1, high)
     return low, history

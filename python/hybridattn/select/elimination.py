@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from hybridattn.select.evaluator import Line, silent
-from hybridattn.select.set_race import BatchEvaluator, race_sets
+from hybridattn.select.set_race import BatchEvaluator, first_batches, race_sets
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def backward_elimination(
         raise ValueError(f"backward_elimination: keep is {keep}, expected 0 to {count}")
     if not 0 < share <= 1:
         raise ValueError(f"backward_elimination: share is {share}, expected a value in (0, 1]")
-    left, gone, most_missed = list(range(count)), [], list(range(count))
+    left, most_missed = list(range(count)), list(range(count))
+    gone: list[int] = []
     sizes, history = [count], []
     while len(left) > keep:
         going = max(1, math.floor(share * (len(left) - keep)))
@@ -66,13 +68,14 @@ def backward_elimination(
         line = lambda text, size=size: progress(f"{size} softmax layers left  {text}")  # noqa: E731
         raced = race_sets(evaluator, sets, going, confidence, line, tolerance)
         missed = [next(iter(set(left) - result.kept)) for result in raced]
-        surely = sum(result.verdict == "in" for result in raced[:going])
         gone = missed[:going][::-1] + gone
         most_missed = missed[going:][::-1]
         left = sorted(most_missed)
         sizes.append(len(left))
-        layers = ", ".join(map(str, sorted(missed[:going])))
+        losses = raced[0].losses
+        if not losses:  # one candidate alone is taken without a race
+            (losses,) = evaluator.losses([left], line, range(first_batches(evaluator.batch_sizes)))
         history.append(
-            {"what": f"take softmax from {layers} ({surely} of {going} surely the least missed)", "loss": raced[0].loss}
+            {"what": f"take softmax from {', '.join(map(str, sorted(missed[:going])))}", "loss": fmean(losses)}
         )
     return NestedOrder(most_missed + gone, sizes, history)

@@ -18,8 +18,10 @@ FIRST_SEQUENCES = 8
 class BatchEvaluator(LayerSetEvaluator, Protocol):
     """A `LayerSetEvaluator` that can measure on some of its held-out batches."""
 
-    batch_sizes: Sequence[int]
-    """Sequences in each batch."""
+    @property
+    def batch_sizes(self) -> Sequence[int]:
+        """Sequences in each batch."""
+        ...
 
     def losses(
         self, sets: Sequence[Iterable[int]], progress: Line = silent, batches: Iterable[int] | None = None

@@ -86,6 +86,7 @@ def test_elimination_keeps_pairs_together_and_gives_nested_sets():
     assert order.top(4) == [1, 2, 3, 6]
     assert order.sizes[0] == 8
     assert order.sizes[-1] == 0
+    assert all(math.isfinite(event["loss"]) for event in order.history)
     partly = backward_elimination(Losses(8, two_pairs), keep=4)
     assert (partly.top(4), partly.sizes[-1]) == ([1, 2, 3, 6], 4)
 
