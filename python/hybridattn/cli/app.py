@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from transformers.utils import logging as transformers_logging
 
+from hybridattn.cli.estimate_table import print_estimate
 from hybridattn.cli.folder_eval import evaluate_folder, folders
 from hybridattn.cli.progress import ProgressLine
 from hybridattn.cli.tables import print_eval, print_info, print_plan, print_scores, print_selection
@@ -202,6 +203,23 @@ def evaluate(
 def report(recipe: RecipeArgument, run_dir: RunDirOption = None, changes: SetOption = None) -> None:
     """Write report.html from the files of a finished run."""
     console.print(f"report  [bold]{_pipeline(recipe, run_dir, changes).report()}[/bold]")
+
+
+@app.command()
+def estimate(
+    recipe: RecipeArgument,
+    run_dir: RunDirOption = None,
+    changes: SetOption = None,
+    measure: Annotated[bool, typer.Option(help="time a few steps and passes; otherwise count only")] = True,
+) -> None:
+    """What is still to do of a run, and what it will cost on this machine; writes nothing."""
+    from hybridattn.run import estimate as price
+    from hybridattn.run import load_recipe
+
+    transformers_logging.disable_progress_bar()
+    loaded = load_recipe(recipe, changes or [])
+    progress = ProgressLine(console)
+    print_estimate(console, price(loaded, run_dir or Path("runs") / loaded.name, measure=measure, progress=progress))
 
 
 @app.command()

@@ -17,6 +17,9 @@ from hybridattn import hf
 from hybridattn.hf.cache import CACHE_NAME
 from hybridattn.info import collect
 
+DECODE_TOKENS, REPEATS = 16, 5
+"""What `measure_cost` measures unless told otherwise."""
+
 
 def cache_bytes(cache: Any) -> int:
     """Bytes of all tensors in a Transformers cache: keys and values, linear states, whatever it and its layers hold."""
@@ -38,8 +41,8 @@ def measure_cost(
     lengths: Sequence[int],
     *,
     batch_size: int = 1,
-    decode_tokens: int = 16,
-    repeats: int = 5,
+    decode_tokens: int = DECODE_TOKENS,
+    repeats: int = REPEATS,
     seed: int = 0,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:

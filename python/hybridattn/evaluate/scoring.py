@@ -129,6 +129,19 @@ def score_recall(
     return RecallResult.of(task, [[next(answers) for _ in row.spans] for row in encoded])
 
 
+def prompts_and_tokens(task: RecallTask, tokenizer: Any, vocab_size: int, scoring: Scoring) -> tuple[int, int]:
+    """How much `score_recall` reads: (prompts, their tokens and those written after them at most).
+
+    Raises:
+        ValueError: as `encode_task`.
+    """
+    encoded = encode_task(task, tokenizer, vocab_size)
+    if scoring == "forced":
+        return len(encoded), sum(len(row.ids) for row in encoded)
+    prompts = [prompt for row in encoded for prompt in _prompts(row, task.joint)]
+    return len(prompts), sum(len(prompt.ids) + prompt.budget for prompt in prompts)
+
+
 # ---- teacher-forced ----
 
 

@@ -165,6 +165,9 @@ class Pipeline:
 
     def evaluate(self) -> dict[str, Any]:
         """Measures teacher, hybrid and rivals; writes ``eval.json``."""
+        found = self.directory.read("eval.json")
+        if found is not None:
+            return found
         teacher, choice = self.load_teacher(), self.choose()
         result: dict[str, Any] = {
             "name": self.recipe.name,
@@ -250,9 +253,13 @@ class Pipeline:
     ) -> None:
         stage = self.stage(name, table)
         started = time.monotonic()
-        label = name if folder.parent == self.directory.path else f"{folder.parent.name} {name}"
+        label = self._label(name, folder)
         result = step(*models, self.data(stage.seq_len), stage, run_dir=folder, progress=self._line(label))
         self.account(label, result.tokens, result.flops, time.monotonic() - started)
+
+    def _label(self, name: str, folder: Path) -> str:
+        """Of a stage in the ledger, told by its folder."""
+        return name if folder.parent == self.directory.path else f"{folder.parent.name} {name}"
 
     def _line(self, label: str) -> Callable[[Any], None]:
         return lambda event: self.progress(f"{label}  {event}")

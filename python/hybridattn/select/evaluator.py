@@ -195,6 +195,10 @@ class CandidateEvaluator:
                     self.journal.add(key, **values, seconds=time.monotonic() - started)
         return self.event(key)
 
+    def measure_sets(self, measurement: SetMeasurement, number: int, sets: list[frozenset[int]]) -> None:
+        """Measures `sets` on one batch of `measurement`, into the journal."""
+        measurement.measure(number, sets)
+
     def measuring(self, progress: Line = silent) -> AbstractContextManager[None]:
         """Holds the journal's lock; `progress` says so when another process holds it."""
         return self.journal.measuring(lambda: progress(WAITING))

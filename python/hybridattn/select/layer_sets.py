@@ -47,6 +47,13 @@ Observer = Callable[[int, Tensor], Tensor]
 """(layer, what its attention or mixer put out [B, T, D]) -> one value per sequence [B]."""
 
 
+def shared_layers(sets: Sequence[frozenset[int]], num_layers: int) -> int:
+    """Decoder layers that a `LayerSetPass` runs for these sets: at each depth one per way in which they begin."""
+    return sum(
+        len({frozenset(layer for layer in kept if layer <= depth) for kept in sets}) for depth in range(num_layers)
+    )
+
+
 @dataclass(frozen=True)
 class _Way:
     """How far the hybrids that share their layers so far have come."""

@@ -55,34 +55,48 @@ class SetMeasurement:
                 with self.evaluator.measuring(progress):
                     if missing := self._missing(number, wanted):
                         progress(f"{self.name}held-out batch {number + 1}/{len(self.batches)}  {len(missing)} hybrids")
-                        self._measure(number, missing)
+                        self.evaluator.measure_sets(self, number, missing)
             for row, kept in zip(rows, wanted, strict=True):
-                values = self.evaluator.event(self._key(number, kept))["losses"]
+                values = self.evaluator.event(self.key(number, kept))["losses"]
                 row += [math.nan if value is None else value for value in values]
         return rows
 
-    def _key(self, number: int, kept: Iterable[int]) -> str:
+    def key(self, number: int, kept: Iterable[int]) -> str:
+        """Of the journal's event for one set on one batch."""
         return f"{self.name}batch {number} keep {set_name(kept)}"
 
     def _missing(self, number: int, sets: Iterable[frozenset[int]]) -> list[frozenset[int]]:
-        return sorted({kept for kept in sets if not self.evaluator.journal.get(self._key(number, kept))}, key=sorted)
+        return sorted({kept for kept in sets if not self.evaluator.journal.get(self.key(number, kept))}, key=sorted)
 
-    @torch.no_grad()
-    def _measure(self, number: int, sets: list[frozenset[int]]) -> None:
+    def measure(self, number: int, sets: list[frozenset[int]]) -> None:
         """One journal event per set; a shared layer's cost is spread over the sets of this call."""
         started = time.monotonic()
-        teacher, batch = self.evaluator.teacher, self.batches[number]
-        work = LayerSetPass(teacher, self.modules, batch)
+        values, layers_run = self.values(number, sets)
+        flops = self.flops(number, layers_run, len(sets))
+        seconds = (time.monotonic() - started) / len(sets)
+        for row, kept in zip(values, sets, strict=True):
+            finite = [value if math.isfinite(value) else None for value in row]  # JSON knows no NaN
+            self.evaluator.journal.add(
+                self.key(number, kept),
+                losses=finite,
+                tokens=self.batches[number].num_tokens,
+                flops=flops,
+                seconds=seconds,
+            )
+
+    @torch.no_grad()
+    def values(self, number: int, sets: list[frozenset[int]]) -> tuple[list[list[float]], int]:
+        """([sets][sequences], decoder layers that were run)."""
+        work = LayerSetPass(self.evaluator.teacher, self.modules, self.batches[number])
         values: dict[int, list[float]] = {}
         with self.evaluator.precision.forward():
             for index, hidden in work.hidden_states(sets):
                 values[index] = self.value(number, hidden)
+        return [values[index] for index in range(len(sets))], work.layers_run
+
+    def flops(self, number: int, layers_run: int, hybrids: int) -> float:
+        """Of each of `hybrids` that were computed together."""
+        teacher = self.evaluator.teacher
         per_layer = matrix_weights(teacher, head=False) / self.evaluator.num_layers
         head = self.heads * hf.head_weight(teacher).numel()
-        flops = 2.0 * batch.num_tokens * (per_layer * work.layers_run / len(sets) + head)
-        seconds = (time.monotonic() - started) / len(sets)
-        for index, kept in enumerate(sets):
-            finite = [value if math.isfinite(value) else None for value in values[index]]  # JSON knows no NaN
-            self.evaluator.journal.add(
-                self._key(number, kept), losses=finite, tokens=batch.num_tokens, flops=flops, seconds=seconds
-            )
+        return 2.0 * self.batches[number].num_tokens * (per_layer * layers_run / hybrids + head)

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from hybridattn.cli.app import app, main
 from hybridattn.distill import NonFiniteLoss
 
-VERBS = ["run", "convert", "align", "score", "select", "match", "finetune", "eval", "report", "info"]
+VERBS = ["run", "convert", "align", "score", "select", "match", "finetune", "eval", "report", "estimate", "info"]
 
 
 def test_help_lists_every_verb_with_what_it_does():
