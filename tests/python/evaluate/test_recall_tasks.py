@@ -67,6 +67,12 @@ def test_common_words_are_the_most_common(characters, length):
     assert sorted(answers, key=listed.index) == answers
 
 
+def test_values_are_asked_in_the_order_in_which_they_are_told(characters):
+    for item in build_task("needle_multi_value", characters, [LENGTH], items=6).items:
+        places = [item.text.index(item.text[start:end]) for start, end in item.answers]
+        assert places == sorted(places)
+
+
 def test_other_names_share_their_value_with_nobody(characters):
     for name in ("needle_multi_value", "needle_multi_query", "needle_multi_key"):
         for item in build_task(name, characters, [LENGTH], items=3).items:

@@ -46,7 +46,14 @@ def test_a_model_that_is_right_is_right_in_both_ways(oracle, characters, name):
 def test_parts_of_one_response_may_stand_in_any_order(oracle, characters):
     text = "Which are they? They are 12, 34, 56"
     task = RecallTask("t", (RecallItem(text, ((25, 27), (29, 31), (33, 35))),), joint=True)
-    for written, correct in ((" 56, 12, 34", 3), (" 34, 12 and 99", 2), (" 134, 12", 1), (" 34", 1), ("", 0)):
+    for written, correct in (
+        (" 56, 12, 34", 3),
+        (" 34, 12 and 99", 2),
+        (" 134, 12", 1),
+        (" 345, 12", 1),
+        (" 34", 1),
+        ("", 0),
+    ):
         model = oracle(["Which are they? They are" + written])
         assert score_recall(model, characters, task, 8, "generate").correct == correct, written
 
@@ -54,8 +61,12 @@ def test_parts_of_one_response_may_stand_in_any_order(oracle, characters):
 def test_a_response_is_as_long_as_its_answer_allows(oracle, characters):
     """No model gets right by listing everything there is."""
     task = RecallTask("t", (RecallItem("They are 12, 34", ((9, 11), (13, 15))),), joint=True)
-    model = oracle(["They are " + ", ".join(map(str, range(99, 10, -1)))])
+    model = oracle(["They are " + ", ".join(map(str, [99, 98, 97, 12, 34]))])
     assert score_recall(model, characters, task, 8, "generate").correct == 0
+    longer = RecallItem("Then " + 30 * "x", ((5, 35),))
+    both = RecallTask("t", (*task.items, longer), joint=True)
+    model.texts.append(longer.text)
+    assert score_recall(model, characters, both, 8, "generate").correct == 1, "nor by what its neighbour has room for"
 
 
 def test_a_model_s_own_generation_defaults_change_nothing(oracle, characters):
