@@ -214,12 +214,11 @@ def estimate(
 ) -> None:
     """What is still to do of a run, and what it will cost on this machine; writes nothing."""
     from hybridattn.run import estimate as price
-    from hybridattn.run import load_recipe
 
-    transformers_logging.disable_progress_bar()
-    loaded = load_recipe(recipe, changes or [])
-    progress = ProgressLine(console)
-    print_estimate(console, price(loaded, run_dir or Path("runs") / loaded.name, measure=measure, progress=progress))
+    pipeline = _pipeline(recipe, run_dir, changes)
+    print_estimate(
+        console, price(pipeline.recipe, pipeline.directory.path, measure=measure, progress=pipeline.progress)
+    )
 
 
 @app.command()
