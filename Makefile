@@ -17,7 +17,7 @@ LOCK := mkdir -p build && flock build/.lock
 CMAKE_TESTS = cmake -S . -G Ninja -DHYBRIDATTN_BUILD_TESTS=ON -DPython_EXECUTABLE=$(CURDIR)/$(PYTHON)
 CTEST := OMP_NUM_THREADS=$(JOBS) ctest --output-on-failure --test-dir
 
-.PHONY: help setup build test test-cpp test-sanitize test-python lint bench docs demo demo-smollm2 clean \
+.PHONY: help setup build test test-cpp test-sanitize test-python lint bench bench-selection docs demo demo-smollm2 clean \
         _environment _build _parity _tests_cpp _tests_sanitize
 
 help:
@@ -67,6 +67,11 @@ lint-headers: ## compile every public header alone (minutes): none may rely on i
 
 bench: setup ## measure the ops against PyTorch and Transformers: ratios of one run
 	@$(PYTHON) benchmarks/run.py $(ARGS)
+
+bench-selection: setup ## layer selectors against exhaustive search: hours; goes on where it stopped (ARGS="--minutes 30")
+	@$(PYTHON) examples/tiny_teacher/prepare.py --out build/tiny_teacher
+	@OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.selection.run $(ARGS)
+	@$(PYTHON) -m benchmarks.selection.report
 
 docs: setup ## check every link of the pages, write the Python reference to build/docs
 	@$(PYTHON) docs/build.py

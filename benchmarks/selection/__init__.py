@@ -1,0 +1,1 @@
+"""The comparison of layer selectors: ground truth by exhaustive search, every criterion, equal distillation."""
