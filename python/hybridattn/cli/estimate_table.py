@@ -10,7 +10,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from hybridattn.run import Estimate
 
-_COLUMNS = ("tokens", "TFLOP", "time", "parameters", "gradients", "AdamW", "activations", "MiB at most")
+_COLUMNS = ("tokens", "TFLOP", "time", "weights", "training", "peak MiB")
 
 
 def print_estimate(console: Console, estimate: Estimate) -> None:
@@ -23,23 +23,14 @@ def print_estimate(console: Console, estimate: Estimate) -> None:
         title=f"still to do, on {machine['processor']}, {machine['threads']} threads, {machine['dtype']}; memory in MiB",
         show_footer=True,
     )
-    table.add_column("step", footer="all")
-    totals = (
-        f"{estimate.tokens:,}",
-        _tera(estimate.flops),
-        _time(estimate.seconds),
-        "",
-        "",
-        "",
-        "",
-        _mib(estimate.memory),
-    )
+    table.add_column("step", footer="all", overflow="fold")
+    totals = (f"{estimate.tokens:,}", _tera(estimate.flops), _time(estimate.seconds), "", "", _mib(estimate.memory))
     for name, total in zip(_COLUMNS, totals, strict=True):
-        table.add_column(name, footer=total, justify="right")
+        table.add_column(name, footer=total, justify="right", no_wrap=True)
     bounds = list(dict.fromkeys(step.bound for step in estimate.steps if step.bound))
     for step in estimate.steps:
         memory = step.memory
-        parts = (memory.parameters, memory.gradients, memory.optimizer, memory.activations, memory.total)
+        parts = (memory.parameters, memory.total - memory.parameters, memory.total)
         mark = f" [{bounds.index(step.bound) + 1}]" if step.bound else ""
         table.add_row(
             step.step + mark, f"{step.tokens:,}", _tera(step.flops), _time(step.seconds),
