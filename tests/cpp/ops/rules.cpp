@@ -101,6 +101,10 @@ TEMPLATE_TEST_CASE("steps are the recurrence, in place", "", LinearAttentionRule
     if (in.beta) {
       token.beta = at_token(*in.beta);
     }
+    if (in.a) {
+      token.a = at_token(*in.a);
+      token.b = at_token(*in.b);
+    }
     outputs.push_back(step_rule<TestType>(token, state, {}, backend));
   }
   CHECK(tolerances::relative_error(at::cat(outputs, 1), out) <= tolerances::value(at::kDouble));
