@@ -40,17 +40,18 @@ def _check_plans(recipe: Recipe, num_layers: int) -> None:
             )
 
 
-def _scorings(recipe: Recipe) -> dict[str, ScoringTable]:
-    """The scorings that the choice and its rivals ask for, by the table's name in the recipe."""
+def _scorings(recipe: Recipe) -> list[tuple[str, ScoringTable]]:
+    """The scorings that the choice and its rivals ask for, each with the table's name in the recipe."""
     wanted = {recipe.select.strategy, *(plan.partition(":")[0] for plan in recipe.compare.plans)}
     if "auto" in wanted:
         wanted |= set(recipe.select.proposals)
-    tables = {f"compare.scores.{name}": table for name, table in recipe.compare.scores.items() if name in wanted}
+    tables = [(f"compare.scores.{name}", table) for name, table in recipe.compare.scores.items() if name in wanted]
     if wanted & {"ranking", "sequential"}:
-        tables["score"] = recipe.score
-    for name in sorted(wanted & set(SCORED) - set(recipe.compare.scores)):
-        table = scoring_table(recipe, name)
-        tables["score" if table is recipe.score else f"score as {name}"] = table
+        tables.append(("score", recipe.score))
+    # Criteria by their own names take the rest from [score].
+    tables += [
+        ("score", scoring_table(recipe, name)) for name in sorted(wanted & set(SCORED) - set(recipe.compare.scores))
+    ]
     return tables
 
 
@@ -75,7 +76,7 @@ def check_recipe(pipeline: Pipeline, config: Any) -> None:
                 pipeline.stage(name, table).resolved_loss(*losses)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"[{name}]: {error}") from error
-    for name, table in _scorings(recipe).items():
+    for name, table in _scorings(recipe):
         try:
             criterion = build_criterion(table.criterion, table.options)
         except ValueError as error:
@@ -103,7 +104,7 @@ def check_data(pipeline: Pipeline, config: Any) -> None:
     scorings, budget = _scorings(recipe), recipe.select.budget(config.num_hidden_layers)
     if scorings or budget is None or {"auto", "sequential"} & {recipe.select.strategy, *recipe.compare.plans}:
         data.held_out(recipe.score.held_out_sequences)
-    for name, table in scorings.items():
+    for name, table in scorings:
         criterion = build_criterion(table.criterion, table.options)
         try:
             criterion.check(pipeline.tokenizer, config.vocab_size, recipe.data.seq_len)

@@ -8,59 +8,12 @@ import os
 import pytest
 import torch
 from rich.console import Console
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hybridattn.cli.tables import print_scores
 from hybridattn.distill import NonFiniteLoss
 from hybridattn.distill.loop import Trainer
 from hybridattn.run import Pipeline, RunDirectory, load_recipe
 from hybridattn.run.directory import write_atomically
-
-RECIPE = """
-name = "small"
-teacher = "teacher"
-[data]
-sources = ["corpus.jsonl"]
-seq_len = 16
-held_out = 0.3
-[align]
-tokens = 64
-batch_size = 2
-[score]
-held_out_sequences = 8
-[select]
-keep = 1
-[match]
-tokens = 64
-batch_size = 2
-[eval]
-held_out_sequences = 8
-recall = ["recall.jsonl"]
-cost_lengths = [8, 16]
-[compare]
-plans = ["uniform:1", "all_linear", "addition"]
-"""
-
-
-@pytest.fixture
-def folder(tmp_path):
-    words = {f"w{i}": i + 1 for i in range(30)} | {"</s>": 0}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="</s>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(tmp_path / "teacher")
-    config = LlamaConfig(
-        vocab_size=31, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
-        num_key_value_heads=1, eos_token_id=0, bos_token_id=None, tie_word_embeddings=True,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "teacher")
-    generator = torch.Generator().manual_seed(0)
-    rows = [" ".join(f"w{i}" for i in torch.randint(0, 30, (22,), generator=generator).tolist()) for _ in range(60)]
-    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    asked = [{"text": "w1 w2 w1 w2", "answers": [[9, 11]], "depth": depth} for depth in (0, 1)]
-    (tmp_path / "recall.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
-    (tmp_path / "recipe.toml").write_text(RECIPE)
-    return tmp_path
 
 
 def test_a_run_from_recipe_to_report(folder):
@@ -87,6 +40,31 @@ def test_a_run_from_recipe_to_report(folder):
     # A second run has nothing to do and spends nothing.
     assert Pipeline(recipe, folder / "run").run() == report
     assert (folder / "run" / "ledger.json").read_text() == ledger
+
+
+def test_the_default_selector_from_a_budget_of_recall_or_memory_to_the_report(folder):
+    auto = ["select.strategy=auto", "select.context=32", "compare.plans=[]"]
+    recipe = load_recipe(folder / "recipe.toml", [*auto, "select.recall_drop=0"], ["select.keep"])
+    pipeline = Pipeline(recipe, folder / "recall")
+    choice = pipeline.choose()
+    budget = pipeline.directory.read("select/budget.json")
+    assert len(choice.layers) == budget["keep"]
+    assert "a drop of recall by 0 needs softmax in" in choice.explanation
+    entries = [entry["step"] for entry in pipeline.directory.read("ledger.json")["entries"]]
+    assert entries == ["align", "select (recall budget)", "select (auto)", "select (frontier)"]
+    frontier = pipeline.directory.read("select/frontier.json")
+    assert [point["keep"] for point in frontier["points"]] == [0, 1, 2, 3]
+    assert frontier["points"][-1]["loss"] == pytest.approx(0, abs=1e-6)
+    costs = pipeline.directory.read("select/costs.json")
+    assert frontier["points"][-1]["cache_bytes"] == costs["softmax_bytes"]
+    assert "What a softmax layer more buys" in pipeline.run().read_text()
+
+    room = (costs["linear_bytes"] + 2.5 * (costs["softmax_bytes"] - costs["linear_bytes"]) / 3) / 2**20
+    recipe = load_recipe(folder / "recipe.toml", [*auto, f"select.memory={room}"], ["select.keep"])
+    assert len(Pipeline(recipe, folder / "memory").choose().layers) == 2
+    recipe = load_recipe(folder / "recipe.toml", [*auto, "select.latency=1e-6"], ["select.keep"])
+    with pytest.raises(ValueError, match="a latency of 1e-06 ms per token is out of reach"):
+        Pipeline(recipe, folder / "latency").choose()
 
 
 def test_trained_candidates_are_scored(folder):
@@ -142,7 +120,15 @@ def test_a_directory_belongs_to_one_recipe(folder):
 FAULTS = {
     "keep": (["select.keep=7"], "select.keep is 7, the teacher has 3 layers"),
     "layers": (["select={strategy='explicit', layers=[9]}"], "layer 9 does not exist"),
-    "strategy": (["select.strategy=best"], "select.strategy: unknown 'best'; known are ranking"),
+    "strategy": (["select.strategy=best"], "select.strategy: unknown 'best'; known are auto, ranking"),
+    "proposal": (
+        ["select.strategy=auto", "select.proposals=['gaets']"],
+        "select.proposals: unknown 'gaets'; known are",
+    ),
+    "window": (
+        ["select.strategy=auto", "select.window=16"],
+        "select.window is 16, expected fewer tokens than the 16 of",
+    ),
     "plan": (["compare.plans=['best']"], "compare.plans: unknown 'best'"),
     "plan argument": (["compare.plans=['random:x']"], "expected uniform:OFFSET or random:SEED"),
     "stage field": (["match.tokns=5"], r"\[match\]: Stage: unknown field 'tokns', the nearest is 'tokens'"),

@@ -5,39 +5,18 @@ import math
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import hybridattn as ha
+from evaluator_cases import LAYERS, STAGE, data, held_out, models, race
 from hybridattn import evaluate
 from hybridattn.data import Batch, TokenData
-from hybridattn.distill import Stage
 from hybridattn.select import CandidateEvaluator, ScoreOptions, race_layers, sequential_addition, swap_refinement
-
-LAYERS = 5
-STAGE = Stage(tokens=6 * 2 * 12, seq_len=12, batch_size=2, lr=1e-3, mixer_lr=1e-2, checkpoint_every=2)
-
-
-def models(mixer="gated_deltanet", **options):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=31, hidden_size=16, intermediate_size=24, num_hidden_layers=LAYERS, num_attention_heads=4,
-        num_key_value_heads=2, initializer_range=0.3,
-    )  # fmt: skip
-    teacher = LlamaForCausalLM(config).eval().requires_grad_(False)
-    return ha.convert(teacher, mixer, options, verbose=False), teacher
-
-
-def data() -> TokenData:
-    generator = torch.Generator().manual_seed(1)
-    return TokenData.from_tokens(torch.randint(0, 31, (100, 12), generator=generator), held_out=0.2)
-
-
-def held_out() -> list[Batch]:
-    return [Batch(torch.randint(0, 31, (rows, 12), generator=torch.Generator().manual_seed(rows))) for rows in (5, 7)]
+from hybridattn.select.journal import Journal
 
 
 def test_hybrids_that_share_layers_score_as_alone():
@@ -86,13 +65,6 @@ def test_models_are_left_as_they_were():
     )
 
 
-def race(run_dir: Path, progress=lambda line: None):
-    student, teacher = models()
-    evaluator = CandidateEvaluator(student, teacher, held_out(), run_dir)
-    options = ScoreOptions("removal", "racing", steps_per_round=2, max_steps=6, confidence=0.97, min_rounds=2)
-    return race_layers(evaluator, options, keep=2, stage=STAGE, data=data(), progress=progress)
-
-
 def events(run_dir: Path) -> list[dict]:
     lines = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
@@ -102,14 +74,14 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import test_evaluator
+import evaluator_cases
 left = {after}
 def line(text):
     global left
     left -= 1
     if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-test_evaluator.race(Path({run_dir!r}), line)
+evaluator_cases.race(Path({run_dir!r}), line)
 """
 
 
@@ -117,7 +89,7 @@ test_evaluator.race(Path({run_dir!r}), line)
 def test_a_killed_race_goes_on_and_measures_nothing_twice(tmp_path, after):
     whole = race(tmp_path / "whole")
     run_dir = tmp_path / "killed"
-    code = KILLED.format(tests=str(Path(__file__).parent), after=after, run_dir=str(run_dir))
+    code = KILLED.format(tests=str(Path(__file__).parent.parent), after=after, run_dir=str(run_dir))
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert process.returncode == -signal.SIGKILL, process.stderr
     before = events(run_dir)
@@ -209,3 +181,71 @@ def test_the_public_function_measures_on_held_out_documents(tmp_path):
         )
     with pytest.raises(ValueError, match="criterion is 'adition'"):
         ScoreOptions("adition")
+
+
+TWICE = """
+import sys
+import time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import evaluator_cases
+print(evaluator_cases.race(Path({run_dir!r})).rows)
+"""
+
+
+def test_two_processes_on_one_race_share_its_measurements(tmp_path):
+    whole = race(tmp_path / "alone")
+    code = TWICE.format(tests=str(Path(__file__).parent.parent), run_dir=str(tmp_path / "shared"))
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    lines = []
+    while other.poll() is None and not (tmp_path / "shared" / "events.jsonl").exists():
+        time.sleep(0.01)
+    mine = race(tmp_path / "shared", lines.append)
+    printed, _ = other.communicate(timeout=120)
+    assert other.returncode == 0
+    assert mine.rows == whole.rows
+    assert printed.strip() == str(whole.rows)
+    assert (mine.tokens, mine.flops) == (whole.tokens, whole.flops), "the ledger holds what both measured"
+    assert sorted(event["key"] for event in events(tmp_path / "shared")[1:]) == sorted(
+        event["key"] for event in events(tmp_path / "alone")[1:]
+    ), "nothing is measured twice"
+
+
+def test_whoever_waits_for_another_process_says_so_and_takes_up_its_events(tmp_path):
+    mine, other = (Journal(tmp_path / "events.jsonl", {"teacher": "x"}) for _ in range(2))
+    waited = []
+
+    def measure_elsewhere():
+        waited.append(True)
+        other.add("a", losses=[1.0])
+        holding.__exit__(None, None, None)
+
+    holding = other.measuring()
+    holding.__enter__()
+    with mine.measuring(measure_elsewhere):
+        assert waited
+        assert mine.get("a")["losses"] == [1.0]
+        mine.add("a", losses=[2.0])
+    assert other.get("a")["losses"] == [1.0]
+    assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 2
+
+
+def test_no_held_out_document_trains_a_candidate(tmp_path, monkeypatch):
+    from hybridattn.distill import MatchObjective
+
+    rows = torch.randint(0, 31, (60, 12), generator=torch.Generator().manual_seed(1))
+    split = TokenData.from_tokens(torch.cat([rows, rows[:20]]), held_out=0.2)  # some documents twice
+    scored = {tuple(row) for batch in split.held_out() for row in batch.input_ids.tolist()}
+    trained = set()
+    backward = MatchObjective.backward
+
+    def spy(self, batch, *arguments):
+        trained.update(map(tuple, batch.input_ids.tolist()))
+        return backward(self, batch, *arguments)
+
+    monkeypatch.setattr(MatchObjective, "backward", spy)
+    evaluator = CandidateEvaluator(*models(), split.held_out(8), tmp_path, loss="recall_kl")
+    stage = STAGE.model_copy(update={"tokens": 60 * 2 * 12})
+    race_layers(evaluator, ScoreOptions("addition", max_steps=60), keep=1, stage=stage, data=split)
+    assert len(trained) > 30
+    assert not trained & scored
