@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file, save_file
 
 from hybridattn.evaluate import load_task
@@ -32,6 +33,7 @@ def test_own_text_and_own_questions(tmp_path):
     assert printed.count("1 of 1 questions right") == 2
 
 
+@pytest.mark.timeout(900)  # trains for a minute; three on a busy machine
 def test_quickstart_and_the_selectors_side_by_side(tmp_path):
     quickstart = output_of("01_quickstart.py", tmp_path)
     assert "softmax stays in layers [2, 3]" in quickstart
