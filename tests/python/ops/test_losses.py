@@ -8,17 +8,6 @@ from hybridattn import ops
 from tolerances import assert_close
 
 
-@pytest.fixture(params=["aten", *ops.instruction_sets()])
-def implementation(request):
-    """What computes the divergence: ATen ops, or native kernels of one instruction set."""
-    if request.param == "aten":
-        with ops.use_backend("aten"):
-            yield request.param
-    else:
-        with ops.use_backend("native"), ops.use_instruction_set(request.param):
-            yield request.param
-
-
 @pytest.fixture(params=[11, 299])
 def models(request, implementation):
     vocabulary = request.param
