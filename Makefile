@@ -51,7 +51,7 @@ test-sanitize: ## the same with ASan and UBSan; without FOLDERS: kernels, select
 	@ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(CTEST) build/sanitize
 
 test-python: ## run the Python tests and the consumer projects (ARGS="-k name" selects)
-	@OMP_NUM_THREADS=$(JOBS) $(PYTHON) -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: ## ruff, clang-format and mypy
 	@failed=; \
