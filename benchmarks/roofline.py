@@ -107,7 +107,7 @@ def peaks(threads: int) -> dict[str, float]:
             "update": lambda: loops.memory(threads, data.data_ptr(), data.numel(), True),
         }
         found |= {name: max(measure() for _ in range(_TRIES)) for name, measure in measures.items()}
-    return {name: round(found[name], 1) for name in UNITS if found.get(name)}
+    return {name: float(f"{found[name]:.4g}") for name in UNITS if found.get(name)}
 
 
 _GEMM_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
