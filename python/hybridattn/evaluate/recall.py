@@ -46,12 +46,9 @@ def wilson_interval(correct: int, answers: int) -> tuple[float, float]:
     return max(0.0, center - half), min(1.0, center + half)
 
 
-@dataclass(frozen=True)
-class RecallCell:
-    """Answers at one length and depth: how many there were, how many were right."""
+class _Share:
+    """What a number of answers, and of right ones among them, says."""
 
-    length: int | None
-    depth: float | None
     answers: int
     correct: int
 
@@ -65,7 +62,17 @@ class RecallCell:
 
 
 @dataclass(frozen=True)
-class RecallResult:
+class RecallCell(_Share):
+    """Answers at one length and depth: how many there were, how many were right."""
+
+    length: int | None
+    depth: float | None
+    answers: int
+    correct: int
+
+
+@dataclass(frozen=True)
+class RecallResult(_Share):
     """Answers of one task: how many there were, how many were right, a 95 % interval of the share, and its cells."""
 
     task: str
@@ -81,14 +88,6 @@ class RecallResult:
             found.setdefault((item.length, item.depth), []).extend(answers)
         cells = tuple(RecallCell(*place, len(answers), sum(answers)) for place, answers in found.items())
         return cls(task.name, sum(cell.answers for cell in cells), sum(cell.correct for cell in cells), cells)
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.answers
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return wilson_interval(self.correct, self.answers)
 
     def to_json(self) -> dict[str, Any]:
         """As ``eval.json`` holds it."""
