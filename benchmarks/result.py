@@ -19,6 +19,9 @@ from hybridattn.ops import backend_report, instruction_set
 
 Result = dict[str, Any]
 
+_MEMORY_NOISE = 0.25
+"""MiB by which two measurements of one call's peak memory differ: pages of libraries and of the allocator."""
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -118,11 +121,16 @@ def _add_memory(result: Result, benchmark: Benchmark, contenders: Contenders, me
     for name, peak in used.items():
         result["contenders"][name] |= {"inputs_mib": peak.inputs, "extra_mib": peak.extra}
     for name in peers:
-        result["ratios"][name]["memory"] = round(used[name].extra / max(used[ours].extra, 0.01), 3)
+        result["ratios"][name]["memory"] = memory_ratio(used[name].extra, used[ours].extra)
     if benchmark.memory_bound:
         parts = benchmark.memory_bound(**parameters, dtype=getattr(torch, dtype))
         result["memory_bound_mib"] = parts
         result["memory_over_bound"] = round(used[ours].total / sum(parts.values()), 3)
+
+
+def memory_ratio(peer: float, ours: float) -> float:
+    """Of extra memory in MiB; what is less than can be told from the process's own noise counts as that."""
+    return round(max(peer, _MEMORY_NOISE) / max(ours, _MEMORY_NOISE), 3)
 
 
 def _facts(result: Result) -> dict[str, Any]:

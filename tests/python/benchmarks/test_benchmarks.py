@@ -15,7 +15,7 @@ from benchmarks.compiled import Compiled, warm_up
 from benchmarks.measure import Timing, interleaved, ratio, undisturbed
 from benchmarks.memory import MemoryMeter
 from benchmarks.registry import Goal, Work, benchmark, find, matching
-from benchmarks.result import Effort, load, measure_case, reached
+from benchmarks.result import Effort, load, measure_case, memory_ratio, reached
 
 from benchmarks import entries, machine, result, roofline, run
 
@@ -99,6 +99,13 @@ def test_peak_memory_is_that_of_the_call():
     for peak in (eager, again):
         assert heads <= peak.inputs <= heads + 3
         assert 3 * logits <= peak.extra <= 8 * logits
+
+
+def test_memory_below_the_noise_is_no_ratio_of_zero_or_infinity():
+    assert memory_ratio(peer=8.0, ours=2.0) == 4.0
+    assert memory_ratio(peer=0.0, ours=0.0) == 1.0
+    assert memory_ratio(peer=0.0, ours=2.5) == 0.1
+    assert memory_ratio(peer=2.5, ours=0.0) == 10.0
 
 
 def test_names_are_unique_and_unknown_ones_are_errors():
