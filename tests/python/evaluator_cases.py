@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import hybridattn as ha
 from hybridattn.data import Batch, TokenData
 from hybridattn.distill import Stage
-from hybridattn.select import CandidateEvaluator, ScoreOptions, race_layers
+from hybridattn.select import AutoOptions, CandidateEvaluator, ScoreOptions, race_layers, select_layers
 
 LAYERS = 5
 STAGE = Stage(tokens=6 * 2 * 12, seq_len=12, batch_size=2, lr=1e-3, mixer_lr=1e-2, checkpoint_every=2)
@@ -38,3 +38,11 @@ def race(run_dir: Path, progress=lambda line: None):
     evaluator = CandidateEvaluator(student, teacher, held_out(), run_dir)
     options = ScoreOptions("removal", "racing", steps_per_round=2, max_steps=6, confidence=0.97, min_rounds=2)
     return race_layers(evaluator, options, keep=2, stage=STAGE, data=data(), progress=progress)
+
+
+def finalists(run_dir: Path | None, progress=lambda line: None, count=3, rounds=3):
+    """The default selector with trained finalists, and its evaluator."""
+    student, teacher = models()
+    evaluator = CandidateEvaluator(student, teacher, held_out(), run_dir)
+    options = AutoOptions(finalists=count, rounds=rounds)
+    return select_layers(evaluator, 2, options, stage=STAGE, data=data(), progress=progress), evaluator

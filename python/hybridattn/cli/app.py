@@ -128,10 +128,17 @@ def select(
         float | None,
         typer.Option(help="probability that a race's verdicts are all right", rich_help_panel=CHOICE_PANEL),
     ] = None,
+    finalists: Annotated[
+        int | None,
+        typer.Option(
+            help="auto: train so many of the best sets by [select.stage] before one is chosen; default 0, no training",
+            rich_help_panel=CHOICE_PANEL,
+        ),
+    ] = None,
 ) -> None:
     """Choose the layers that keep softmax: how many by a number or a budget, which by a search, scores or a fixed plan."""
     budgets = {"keep": keep, "fraction": fraction, "latency": latency, "memory": memory, "recall_drop": recall_drop}
-    others = {"context": context, "strategy": strategy, "loss": loss, "confidence": confidence}
+    others = {"context": context, "strategy": strategy, "loss": loss, "confidence": confidence, "finalists": finalists}
     given = {name: value for name, value in {**budgets, **others}.items() if value is not None}
     changed = [*(changes or []), *(f"select.{name}={value}" for name, value in given.items())]
     replaced = [f"select.{name}" for name in budgets] if given.keys() & budgets.keys() else []

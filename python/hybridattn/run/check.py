@@ -9,7 +9,7 @@ from hybridattn.distill.align import AlignObjective
 from hybridattn.distill.finetune import FinetuneObjective
 from hybridattn.distill.match import MatchObjective
 from hybridattn.hf import check_teacher
-from hybridattn.run.choice import PLANS, SCORED, candidate_stage, scoring_table
+from hybridattn.run.choice import PLANS, SCORED, candidate_stage, finalist_stage, scoring_table
 from hybridattn.select.criteria import build_criterion
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ def _scorings(recipe: Recipe) -> list[tuple[str, ScoringTable]]:
     return tables
 
 
+def _trains_finalists(recipe: Recipe) -> bool:
+    return recipe.select.finalists > 1 and "auto" in {recipe.select.strategy, *recipe.compare.plans}
+
+
 def check_recipe(pipeline: Pipeline, config: Any) -> None:
     """The recipe against the teacher's config: stages, losses, layers, plans.
 
@@ -76,6 +80,11 @@ def check_recipe(pipeline: Pipeline, config: Any) -> None:
                 pipeline.stage(name, table).resolved_loss(*losses)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"[{name}]: {error}") from error
+    if _trains_finalists(recipe):
+        try:
+            finalist_stage(pipeline).resolved_loss(*MatchObjective.losses)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"[select]: {error}") from error
     for name, table in _scorings(recipe):
         try:
             criterion = build_criterion(table.criterion, table.options)
@@ -104,6 +113,14 @@ def check_data(pipeline: Pipeline, config: Any) -> None:
     scorings, budget = _scorings(recipe), recipe.select.budget(config.num_hidden_layers)
     if scorings or budget is None or {"auto", "sequential"} & {recipe.select.strategy, *recipe.compare.plans}:
         data.held_out(recipe.score.held_out_sequences)
+    if _trains_finalists(recipe):
+        table, stage = recipe.select, finalist_stage(pipeline)
+        pipeline.data(stage.seq_len)
+        finalists = select.finalist_race(table.finalists, stage, table.rounds, table.confidence)
+        try:
+            finalists.check_sequences(recipe.score.held_out_sequences)
+        except ValueError as error:
+            raise ValueError(f"[select]: {error}") from error
     for name, table in scorings:
         criterion = build_criterion(table.criterion, table.options)
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hybridattn import _C, select
@@ -175,6 +175,11 @@ class LayerChooser:
                 f"softmax was taken away layer by layer where the held-out {loss} rose least, then kept layers were "
                 "exchanged for others, one and two at a time, while it fell significantly."
             )
+            if found.get("finalists"):
+                trained = len(found["finalists"])
+                explanation += (
+                    f" That set and its nearest rivals, {trained} in all, were trained; this is the best of them."
+                )
             return found["layers"], explanation, found["history"]
         if strategy in ("ranking", *SCORED) or strategy in self.pipeline.recipe.compare.scores:
             name = self.pipeline.recipe.score.criterion if strategy == "ranking" else strategy
@@ -205,19 +210,28 @@ class LayerChooser:
         table, directory = self.pipeline.recipe.select, self.pipeline.directory
         proposals = {name: self._ranked(name) for name in table.proposals}
 
-        def search() -> select.Selection:
-            options = select.AutoOptions(confidence=table.confidence)
-            return select.select_layers(
-                self.evaluator(table.loss), self.keep, options, proposals=proposals, progress=self._line
-            )
-
+        options = select.AutoOptions(confidence=table.confidence, finalists=table.finalists, rounds=table.rounds)
+        untrained = replace(options, finalists=0)
+        search = lambda: select.select_layers(  # noqa: E731
+            self.evaluator(table.loss), self.keep, untrained, proposals=proposals, progress=self._line
+        )
         found = directory.once("select/auto.json", lambda: asdict(self._accounted("select (auto)", search, table.loss)))
+        if table.finalists > 1:
+            found = directory.once("select/finalists.json", lambda: asdict(self._train_finalists(found, options)))
         if table.frontier:
             measure = lambda: quality_cost_frontier(  # noqa: E731
                 self.evaluator(table.loss), self.costs(), found["ranking"], self.keep, self._line
             )
             directory.once("select/frontier.json", lambda: self._accounted("select (frontier)", measure, table.loss))
         return found
+
+    def _train_finalists(self, found: dict[str, Any], options: select.AutoOptions) -> select.Selection:
+        table, stage = self.pipeline.recipe.select, finalist_stage(self.pipeline)
+        train = lambda: select.choose_finalist(  # noqa: E731
+            self.evaluator(table.loss), select.Selection(**found), options, stage, self.pipeline.data(stage.seq_len),
+            self._line,
+        )  # fmt: skip
+        return self._accounted("select (finalists)", train, table.loss)
 
     def _ranked(self, name: str) -> list[int]:
         """A criterion's layers, the most important first."""
@@ -252,6 +266,25 @@ def candidate_stage(fields: dict[str, Any]) -> Any:
 
     values = dict(fields)
     return presets.score(values.pop("preset", "paper"), **values)
+
+
+def finalist_stage(pipeline: Pipeline) -> Any:
+    """The finalists' stage-2 training: ``[score.stage]`` with what ``[select.stage]`` changes.
+
+    Raises:
+        ValueError: nothing says how long it lasts, or a field is wrong.
+    """
+    recipe = pipeline.recipe
+    common = {"seq_len": recipe.data.seq_len, "seed": recipe.seed, "dtype": pipeline.dtype()}
+    stage = candidate_stage(common | recipe.score.stage | recipe.select.stage)
+    if "tokens" in recipe.select.stage:
+        return stage
+    if recipe.score.max_steps == 0:
+        raise ValueError(
+            f"select.finalists is {recipe.select.finalists}, which trains candidates: give `tokens` in [select.stage], or "
+            "`max_steps` in [score]"
+        )
+    return stage.model_copy(update={"tokens": recipe.score.max_steps * stage.tokens_per_step})
 
 
 def described(scores: LayerScores, kept: list[int], max_steps: int) -> dict[str, Any]:

@@ -92,6 +92,13 @@ class SelectTable(_Table):
     """Of every race and exchange of ``auto``."""
     proposals: list[str] = Field(default_factory=list)
     """Criteria (as in ``[score]``, or names of ``[compare.scores]``) whose highest layers ``auto`` also considers."""
+    finalists: int = Field(0, ge=0)
+    """How many of the best sets that ``auto`` measured are trained by stage 2 before one is chosen; 0 or 1: none."""
+    rounds: int = Field(4, ge=1)
+    """Scorings of a finalist on the way."""
+    stage: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the finalists' stage-2 training that differ from ``[score.stage]``; ``tokens`` is each one's budget, without
+    it ``max_steps`` of ``[score]``."""
     frontier: bool = True
     """Whether ``auto`` measures loss, latency and cache of other numbers of layers too, for the report."""
     refine: Literal["none", "swap"] = "swap"

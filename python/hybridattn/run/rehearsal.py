@@ -176,6 +176,8 @@ class Rehearsal(Pipeline):
         kind, _, name = step.removesuffix(")").partition(" (")
         if kind == "score":
             return "at most" if scoring_table(self.recipe, name).mode == "racing" else ""
+        if name == "finalists":
+            return "at most"
         return "" if name == "sequential addition" else "more if an exchange of layers helps"
 
     def _train(

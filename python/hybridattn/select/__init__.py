@@ -2,9 +2,10 @@
 
 from hybridattn import _C
 from hybridattn.select.budget import KindCosts, keep_for_latency, keep_for_memory, keep_for_recall, measure_kinds
-from hybridattn.select.default import AutoOptions, Selection, select_layers
+from hybridattn.select.default import AutoOptions, Selection, choose_finalist, select_layers
 from hybridattn.select.elimination import NestedOrder, backward_elimination
 from hybridattn.select.evaluator import CandidateEvaluator, LayerSetEvaluator, Loss
+from hybridattn.select.finalists import Finalist, finalist_race, train_finalists
 from hybridattn.select.layer_scores import LayerScores
 from hybridattn.select.options import ScoreOptions
 from hybridattn.select.recall_weights import RecallWeights
@@ -12,6 +13,7 @@ from hybridattn.select.retained_recall import retained_recall
 from hybridattn.select.scoring import race_layers, score_layers
 from hybridattn.select.search import SearchResult, sequential_addition, swap_refinement
 from hybridattn.select.set_race import BatchEvaluator, race_sets
+from hybridattn.select.training_race import TrainingEvaluator
 
 Race = _C.select.Race
 uniform_plan = _C.select.uniform_plan
@@ -24,6 +26,7 @@ __all__ = [
     "AutoOptions",
     "BatchEvaluator",
     "CandidateEvaluator",
+    "Finalist",
     "KindCosts",
     "LayerScores",
     "LayerSetEvaluator",
@@ -34,8 +37,11 @@ __all__ = [
     "ScoreOptions",
     "SearchResult",
     "Selection",
+    "TrainingEvaluator",
     "backward_elimination",
+    "choose_finalist",
     "explicit_plan",
+    "finalist_race",
     "first_plan",
     "keep_for_latency",
     "keep_for_memory",
@@ -50,5 +56,6 @@ __all__ = [
     "select_layers",
     "sequential_addition",
     "swap_refinement",
+    "train_finalists",
     "uniform_plan",
 ]

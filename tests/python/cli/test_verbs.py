@@ -43,6 +43,7 @@ def test_info_names_versions_and_instruction_sets():
         (["finetune", "{folder}/good.toml", "--run-dir", "{folder}/other"], "no [finetune] table"),
         (["align", "{folder}/good.toml", "--run-dir", "{folder}/third"], "teacher 't' cannot be loaded"),
         (["run", "{folder}/good.toml", "--set", "select"], "expected KEY=VALUE"),
+        (["select", "{folder}/good.toml", "--finalists", "-1", "--run-dir", "{folder}/fourth"], "select.finalists"),
         (["run", "{folder}/good.toml", "--run-dir", "{folder}/full"], "holds no recipe"),
     ],
 )

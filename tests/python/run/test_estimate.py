@@ -102,6 +102,24 @@ def test_a_race_is_counted_to_its_end(folder):
     assert steps["score (addition)"].disk_while > 0  # candidates that wait for their turn
 
 
+def test_finalists_are_counted_to_the_end_of_their_training(folder):
+    """Two close finalists are trained to the end, so the estimate's most is what they cost."""
+    changes = ["select={keep=1, strategy='auto', finalists=2, rounds=2, frontier=false, stage={tokens=128}}"]
+    changes += ["score={held_out_sequences=16, stage={batch_size=2}}", "compare.plans=[]"]
+    recipe = load_recipe(folder / "recipe.toml", changes)
+    steps = {step.step: step for step in estimate(recipe, folder / "run").steps}
+    pipeline = Pipeline(recipe, folder / "run")
+    pipeline.choose()
+    ledger = {row["step"]: row for row in pipeline.directory.read("ledger.json")["entries"]}
+    found = steps["select (finalists)"]
+    assert found.bound == "at most"
+    assert found.tokens == ledger["select (finalists)"]["tokens"] == 2 * (128 + 2 * 16 * 16)
+    assert found.flops == pytest.approx(ledger["select (finalists)"]["flops"], rel=1e-9)
+    assert found.seconds > 0
+    assert found.disk_while > 0  # the finalist that waits for its turn
+    assert "select (finalists)" not in {step.step for step in estimate(recipe, folder / "run", measure=False).steps}
+
+
 def test_saved_tensors_are_counted_once_and_without_weights():
     layer = torch.nn.Linear(8, 4, bias=False)
     x = torch.randn(3, 8)

@@ -13,6 +13,7 @@ from hybridattn.cli.tables import print_scores
 from hybridattn.distill import NonFiniteLoss
 from hybridattn.distill.loop import Trainer
 from hybridattn.run import Pipeline, RunDirectory, load_recipe
+from hybridattn.run.choice import finalist_stage
 from hybridattn.run.directory import write_atomically
 
 
@@ -65,6 +66,45 @@ def test_the_default_selector_from_a_budget_of_recall_or_memory_to_the_report(fo
     recipe = load_recipe(folder / "recipe.toml", [*auto, "select.latency=1e-6"], ["select.keep"])
     with pytest.raises(ValueError, match="a latency of 1e-06 ms per token is out of reach"):
         Pipeline(recipe, folder / "latency").choose()
+
+
+FINALISTS = [
+    "select={keep=1, strategy='auto', finalists=2, rounds=2, frontier=false, stage={tokens=128, lr=1e-3}}",
+    "score={held_out_sequences=16, stage={batch_size=2}}",
+    "compare.plans=[]",
+]
+
+
+def test_finalists_of_the_default_selector_are_trained(folder):
+    pipeline = Pipeline(load_recipe(folder / "recipe.toml", FINALISTS), folder / "run")
+    choice = pipeline.choose()
+    found = pipeline.directory.read("select/finalists.json")
+    untrained = pipeline.directory.read("select/auto.json")
+    assert (untrained["finalists"], len(found["finalists"])) == ([], 2)
+    assert [row["steps"] for row in found["finalists"]] == [4, 4], "128 tokens in steps of 2 sequences of 16"
+    assert choice.layers == found["layers"] == found["finalists"][0]["layers"]
+    assert choice.history == found["history"] != untrained["history"]
+    assert "were trained; this is the best of them" in choice.explanation
+    entries = {entry["step"]: entry["tokens"] for entry in pipeline.directory.read("ledger.json")["entries"]}
+    assert entries["select (finalists)"] == 2 * (128 + 2 * 16 * 16)
+    events = (folder / "run" / "score" / "events.jsonl").read_text()
+    (folder / "run" / "selection.json").unlink()
+    (folder / "run" / "select" / "finalists.json").unlink()
+    again = Pipeline(load_recipe(folder / "recipe.toml", FINALISTS), folder / "run")
+    assert again.choose() == choice
+    assert (folder / "run" / "score" / "events.jsonl").read_text() == events
+    pipeline.evaluate()
+    assert "trained finalists" in pipeline.report().read_text()
+
+
+def test_finalists_last_as_long_as_scored_candidates_where_nothing_else_is_said(folder):
+    changes = [*FINALISTS, "select.stage={}", "score.max_steps=3"]
+    pipeline = Pipeline(load_recipe(folder / "recipe.toml", changes), folder / "run")
+    assert finalist_stage(pipeline).total_steps == 3
+    assert finalist_stage(pipeline).batch_size == 2
+    recipe = load_recipe(folder / "recipe.toml", ["select.finalists=1", "select.strategy=auto"])
+    Pipeline(recipe, folder / "off").choose()
+    assert not (folder / "off" / "select" / "finalists.json").exists()
 
 
 def test_trained_candidates_are_scored(folder):
@@ -128,6 +168,18 @@ FAULTS = {
     "window": (
         ["select.strategy=auto", "select.window=16"],
         "select.window is 16, expected fewer tokens than the 16 of",
+    ),
+    "finalists": (
+        ["select.strategy=auto", "select.finalists=3"],
+        r"\[select\]: select.finalists is 3, which trains candidates: give `tokens` in \[select.stage\]",
+    ),
+    "finalists' stage": (
+        ["select={keep=1, strategy='auto', finalists=3, stage={tokns=3}}"],
+        r"\[select\]: .*unknown field 'tokns'",
+    ),
+    "finalists' sequences": (
+        ["select={keep=1, strategy='auto', finalists=3, confidence=0.999999, stage={tokens=999, batch_size=2}}"],
+        r"\[select\]: Race: 8 held-out sequences were scored; the verdicts of this race",
     ),
     "plan": (["compare.plans=['best']"], "compare.plans: unknown 'best'"),
     "plan argument": (["compare.plans=['random:x']"], "expected uniform:OFFSET or random:SEED"),

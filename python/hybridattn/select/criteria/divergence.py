@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from hybridattn import _C
 from hybridattn.distill import Stage
 from hybridattn.select.criteria.criterion import Found, RegisteredCriterion, Scoring
-from hybridattn.select.evaluator import CandidateEvaluator, Line
+from hybridattn.select.evaluator import CandidateEvaluator
+from hybridattn.select.training_race import train_and_record
 
 
 def addition_sets(num_layers: int) -> list[list[int]]:
@@ -83,26 +84,10 @@ def race(kept: list[list[int]], important: Literal["high", "low"], scoring: Scor
         if contest.next() is not None:
             contest.check_sequences(evaluator.num_sequences)
         stage = _lasting(scoring.stage, options.max_steps)
-        _train_and_record(contest, evaluator, kept, stage, scoring.data, scoring.progress)
+        line = lambda layer, text: scoring.progress(f"layer {layer} of {len(kept)}  {text}")  # noqa: E731
+        train_and_record(contest, evaluator, kept, stage, scoring.data, line)
     samples = {candidate["layer"]: candidate["losses"] for candidate in contest.to_json()["candidates"]}
     return Found(contest.ranking(), samples)
-
-
-def _train_and_record(
-    contest: Any, evaluator: CandidateEvaluator, kept: list[list[int]], stage: Stage, data: Any, progress: Line
-) -> None:
-    parked: set[int] = set()
-    while (task := contest.next()) is not None:
-        layer, from_step, to_step = task
-        line = lambda text, layer=layer: progress(f"layer {layer} of {len(kept)}  {text}")  # noqa: E731
-        contest.record(layer, evaluator.trained_losses(kept[layer], from_step, to_step, stage, data, line))
-        parked.add(layer)
-        running = {
-            row["layer"] for row in contest.ranking() if row["verdict"] == "open" and row["steps"] < stage.total_steps
-        }
-        for over in sorted(parked - running):
-            evaluator.forget(kept[over], stage, data)
-            parked.discard(over)
 
 
 def _lasting(stage: Stage, steps: int) -> Stage:
