@@ -28,7 +28,7 @@ UNITS = {
 """Peak -> unit. fma: multiply-adds of the widest registers; dot: AMX tiles or AVX512-BF16, absent without either; gemm:
 torch's product of square matrices; read and update (read and written in place): of memory, not of caches."""
 
-_TRIES = 5
+_TRIES = 15
 _ROUNDS = 4_000_000
 _MATRIX = 2048
 _FLOATS = 64 << 20  # 256 MiB, beyond every cache
@@ -89,7 +89,7 @@ def gemm_gflops(threads: int, dtype: torch.dtype) -> float:
 
 @cache
 def peaks(threads: int) -> dict[str, float]:
-    """The best of several measurements of each of `UNITS`, on so many threads. Takes about three seconds, once.
+    """The best of several measurements of each of `UNITS`, on so many threads. Takes a few seconds, once.
 
     Without a C++ compiler only the matrix products are there.
     """

@@ -33,6 +33,44 @@ struct Rows {
   }
 };
 
+/// Rows that the next chunk will read. A row lies a whole token behind the one before, too far for the processor to
+/// guess; so the current chunk asks for them between its products, a few at a time.
+template <class T>
+class UpcomingRows {
+public:
+  void clear() { added_ = next_ = 0; }
+
+  /// Rows of null, or with a step, are not asked for.
+  void add(Rows<T> rows, int64_t count, int columns) {
+    if (rows.data != nullptr && rows.step == 1) {
+      parts_[added_++] = {rows, count, columns};
+    }
+  }
+
+  void prefetch() {
+    for (int n = 0; n < kAtOnce && next_ < added_; ++n) {
+      Part& part = parts_[next_];
+      const auto* row = static_cast<const char*>(part.rows.data);
+      const int64_t bytes = part.columns * static_cast<int64_t>(part.rows.is_bfloat16 ? sizeof(Bfloat16) : sizeof(T));
+      for (int64_t at = 0; at < bytes; at += kCacheLine) {
+        __builtin_prefetch(row + at, 0, 2);
+      }
+      part.rows = part.rows.from(1);
+      next_ += --part.count == 0;
+    }
+  }
+
+private:
+  static constexpr int kAtOnce = 4, kCacheLine = 64, kMost = 8;
+  struct Part {
+    Rows<T> rows;
+    int64_t count = 0;
+    int columns = 0;
+  };
+  Part parts_[kMost];
+  int added_ = 0, next_ = 0;
+};
+
 /// A row-major matrix in scratch memory; rows are `stride` elements apart.
 template <class T>
 struct Matrix {

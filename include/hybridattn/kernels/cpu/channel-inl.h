@@ -210,8 +210,9 @@ inline void load_channel_chunk(const ChunkInputs<T>& in, int64_t begin, ChannelC
 /// What is to be solved for, before what earlier tokens wrote is taken into account, in chunk.v or in `to`: V - D K S
 /// (corrects), or A S + strictlower(A, K) V with A decayed by the gates before (generalised).
 template <class R, class T>
-inline void channel_error(const ChannelChunk<T>& chunk, Matrix<T> state, Matrix<T> to) {
+inline void channel_error(ChannelChunk<T>& chunk, Matrix<T> state, Matrix<T> to) {
   for_tiles<T>(chunk.rows, chunk.values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+    chunk.upcoming.prefetch();
     tile.zero();
     tile.add(chunk.decayed_reader, state, row, column, 0, chunk.keys);
     if constexpr (R::corrects) {

@@ -150,13 +150,14 @@ inline void gradient_of_readers(const ChannelChunk<T>& chunk, Matrix<T> y, Matri
 
 /// The gradient of y: on entry grad_y is that of y decayed to the chunk's end.
 template <class T, Reads... When>
-inline void gradient_of_writer(const ChannelChunk<T>& chunk, Matrix<T> y, Matrix<T> grad_y,
+inline void gradient_of_writer(ChannelChunk<T>& chunk, Matrix<T> y, Matrix<T> grad_y,
                                const PairGradient<When, T>&... pairs) {
   constexpr int kRows = kSubChunk<T>;
   for (int first = chunk.rows - kRows; first >= 0; first -= kRows) {
     scale_channels<T>(grad_y, first, chunk.keys, chunk.sub_total.at(first / kRows, 0));
     decay_to_sub_end<T>(chunk, first, grad_y);
     for_tiles<T>(first, chunk.keys, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+      chunk.upcoming.prefetch();
       tile.fill([&](int i, int j) HYBRIDATTN_INLINE_LAMBDA { return load<T>(grad_y.at(row + i, column + j)); });
       (tile.add_transposed(pairs.grad, pairs.local, row, column, first, first + kRows), ...);
       tile.store_to(grad_y, row, column);
@@ -168,9 +169,10 @@ inline void gradient_of_writer(const ChannelChunk<T>& chunk, Matrix<T> y, Matrix
 /// grad = left S^T decayed to each sub-chunk's start: a reader's gradient through the state, the reader being decayed
 /// from there.
 template <class T>
-inline void gradient_through_start(const ChannelChunk<T>& chunk, Matrix<T> left, T sign, Matrix<T> start_transposed,
+inline void gradient_through_start(ChannelChunk<T>& chunk, Matrix<T> left, T sign, Matrix<T> start_transposed,
                                    Matrix<T> grad) {
   for_tiles<T>(chunk.rows, chunk.keys, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+    chunk.upcoming.prefetch();
     tile.zero();
     tile.add(left, start_transposed, row, column, 0, chunk.values);
     tile.each([&](int, int, Vector<T>& c) HYBRIDATTN_INLINE_LAMBDA { c *= sign; });
@@ -184,9 +186,10 @@ inline void gradient_through_start(const ChannelChunk<T>& chunk, Matrix<T> left,
 
 /// grad = X dS^T, and at_end += sum of grad times y decayed to the chunk's end.
 template <class T>
-inline void gradient_through_end(const ChannelChunk<T>& chunk, Matrix<T> x, Matrix<T> grad_transposed,
-                                 Matrix<T> decayed_y, Matrix<T> grad, T* at_end) {
+inline void gradient_through_end(ChannelChunk<T>& chunk, Matrix<T> x, Matrix<T> grad_transposed, Matrix<T> decayed_y,
+                                 Matrix<T> grad, T* at_end) {
   for_tiles<T>(chunk.rows, chunk.keys, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+    chunk.upcoming.prefetch();
     tile.zero();
     tile.add(x, grad_transposed, row, column, 0, chunk.values);
     tile.store_to(grad, row, column);
@@ -201,9 +204,10 @@ inline void gradient_through_end(const ChannelChunk<T>& chunk, Matrix<T> x, Matr
 /// dU = PU^T dO + W dS, then grad_solution = B y, y = dU - strictupper(key_pairs^T) B y, and the gradient of beta, y .
 /// r. PU are the scores of what U is written with, W (transposed, [K, C]) those rows decayed to the chunk's end.
 template <class T>
-inline void gradient_of_solution(const ChannelChunk<T>& chunk, ChannelBackwardMatrices<T>& m, Matrix<T> scores,
+inline void gradient_of_solution(ChannelChunk<T>& chunk, ChannelBackwardMatrices<T>& m, Matrix<T> scores,
                                  Matrix<T> written_transposed) {
   for_tiles<T, Exact, true>(chunk.rows, chunk.values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+    chunk.upcoming.prefetch();
     tile.zero();
     tile.add_transposed(written_transposed, m.grad_state, row, column, 0, chunk.keys);
     tile.add_transposed(scores, m.grad_out, row, column, row, chunk.rows);
@@ -284,6 +288,7 @@ inline void channel_backward(const BackwardTask<T>& task) {
   for (int64_t n = task.chunks() - 1; n >= 0; --n) {
     const int64_t begin = n * task.chunk;
     load_channel_chunk<R>(task, begin, chunk);
+    expect_chunk(task, begin - task.chunk, chunk.upcoming);
     const int rows = chunk.rows;
     read_rows<T>(task.grad_out.from(begin), chunk.tokens, task.value_dim, T(1), rows, values, m.grad_out);
     read_rows<T>(Rows<T>::of(task.starts[n], task.state_stride), task.key_dim, task.value_dim, T(1), keys, values,
@@ -298,6 +303,7 @@ inline void channel_backward(const BackwardTask<T>& task) {
     const auto x = R::corrects ? m.solution : chunk.v; // what k writes
     if constexpr (!R::corrects) {
       for_tiles<T>(rows, values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+        chunk.upcoming.prefetch();
         tile.zero();
         tile.add_transposed(chunk.k_transposed, m.grad_state, row, column, 0, keys);
         tile.add_transposed(chunk.scores, m.grad_out, row, column, row, rows);
@@ -365,6 +371,7 @@ inline void channel_backward(const BackwardTask<T>& task) {
 
     // dS = diag(exp(gamma_C)) dS + (scale D Q)^T dO, and what corrections read
     for_tiles<T>(keys, values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+      chunk.upcoming.prefetch();
       tile.zero();
       if constexpr (R::solves) {
         tile.add_transposed(chunk.decayed_reader, m.grad_solution, row, column, 0, rows);

@@ -25,6 +25,7 @@ inline void channel_forward(const ForwardTask<T>& task) {
       write_rows<T>(state, task.key_dim, task.value_dim, Rows<T>::of(task.starts[n], task.state_stride));
     }
     load_channel_chunk<R>(task, begin, chunk);
+    expect_chunk(task, begin + task.chunk, chunk.upcoming);
     if constexpr (R::solves) {
       channel_error<R>(chunk, state, out);
       solve<T>(chunk, out, solution);
@@ -32,6 +33,7 @@ inline void channel_forward(const ForwardTask<T>& task) {
     const auto x = R::corrects ? solution : chunk.v; // what k writes
     // O = D scale Q S + P X (+ PB U)
     for_tiles<T>(chunk.rows, values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+      chunk.upcoming.prefetch();
       tile.zero();
       tile.add(chunk.decayed_q, state, row, column, 0, keys);
       tile.add(chunk.scores, x, row, column, 0, row + tile.kRows);
@@ -43,6 +45,7 @@ inline void channel_forward(const ForwardTask<T>& task) {
     write_rows<T>(out, chunk.tokens, task.value_dim, task.out.from(begin));
     // S = diag(exp(gamma_C)) S + K^T X (+ B^T U), K and B decayed to the chunk's end
     for_tiles<T>(keys, values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+      chunk.upcoming.prefetch();
       tile.fill([&](int i, int j)
                     HYBRIDATTN_INLINE_LAMBDA { return load<T>(state.at(row + i, column + j)) * chunk.total[row + i]; });
       tile.add(chunk.k_transposed, x, row, column, 0, chunk.rows);

@@ -30,6 +30,7 @@ struct Chunk {
   Matrix<T> key_pairs;                                      // strictlower(K K^T .* Gamma)
   Matrix<T> scores;                                         // P = scale lower(Q K^T .* Gamma)
   ChunkGates<T> gates;
+  UpcomingRows<T> upcoming;
 
   template <class Memory>
   void take(Memory& memory, int most_rows) {
@@ -47,6 +48,30 @@ struct Chunk {
     gates.take(memory, most_rows);
   }
 };
+
+/// Makes `upcoming` the rows of the chunk that starts at token `begin`; none where there is no such chunk.
+template <class T>
+inline void expect_chunk(const ChunkInputs<T>& in, int64_t begin, UpcomingRows<T>& upcoming) {
+  upcoming.clear();
+  if (begin < 0 || begin >= in.tokens) {
+    return;
+  }
+  const int64_t count = in.tokens - begin < in.chunk ? in.tokens - begin : in.chunk;
+  for (const auto* rows : {&in.q, &in.k, &in.channel_g, &in.a, &in.b}) {
+    upcoming.add(rows->from(begin), count, in.key_dim);
+  }
+  upcoming.add(in.v.from(begin), count, in.value_dim);
+}
+
+/// The same for backward, which reads more.
+template <class T>
+inline void expect_chunk(const BackwardTask<T>& task, int64_t begin, UpcomingRows<T>& upcoming) {
+  expect_chunk(static_cast<const ChunkInputs<T>&>(task), begin, upcoming);
+  if (begin >= 0) {
+    upcoming.add(task.grad_out.from(begin), task.chunk, task.value_dim);
+    upcoming.add(Rows<T>::of(task.starts[begin / task.chunk], task.state_stride), task.key_dim, task.value_dim);
+  }
+}
 
 /// Padding rows get no decay and no beta: they leave the state as it is.
 template <class R, class T>
@@ -153,8 +178,9 @@ inline void load_chunk(const ChunkInputs<T>& in, int64_t begin, Chunk<T, Product
 /// Solves x_i = beta_i r_i, r_i = error_i - sum_{j<i} key_pairs_ij x_j, which is (I + L) X = B (V - D K S). `residual`
 /// holds the error and may be `x`; it gets r.
 template <class T, class Products>
-inline void solve(const Chunk<T, Products>& chunk, Matrix<T> residual, Matrix<T> x) {
+inline void solve(Chunk<T, Products>& chunk, Matrix<T> residual, Matrix<T> x) {
   for_tiles<T>(chunk.rows, chunk.values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+    chunk.upcoming.prefetch();
     tile.zero();
     tile.add(chunk.key_pairs, x, row, column, 0, row);
 #pragma GCC unroll 16

@@ -83,9 +83,10 @@ struct BackwardMatrices {
 
 /// x = X and, for rules that correct, read = D K S and chunk.v = r of `solve`.
 template <class R, class T, class Products>
-inline void recompute_writes(const Chunk<T, Products>& chunk, BackwardMatrices<T, Products>& m) {
+inline void recompute_writes(Chunk<T, Products>& chunk, BackwardMatrices<T, Products>& m) {
   if constexpr (R::corrects) {
     for_tiles<T, Products>(chunk.rows, chunk.values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+      chunk.upcoming.prefetch();
       tile.zero();
       tile.template add<Products>(chunk.k_rows, m.start_factor, row, column, 0, chunk.keys);
       tile.each([&](int i, int j, Vector<T> read) HYBRIDATTN_INLINE_LAMBDA {
@@ -131,8 +132,9 @@ HYBRIDATTN_INLINE void solve_transposed(const Chunk<T, Products>& chunk, Matrix<
 /// dX = P^T dO + R K dS; for rules that correct then dV = B y, y = dX - strictupper(key_pairs^T) dV, and the gradient
 /// of beta, y . r.
 template <class R, class T, class Products>
-inline void gradient_of_writes(const Chunk<T, Products>& chunk, BackwardMatrices<T, Products>& m) {
+inline void gradient_of_writes(Chunk<T, Products>& chunk, BackwardMatrices<T, Products>& m) {
   for_tiles<T, Products, true>(chunk.rows, chunk.values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+    chunk.upcoming.prefetch();
     tile.zero();
     tile.template add<Products>(chunk.k_rows, m.grad_state_factor, row, column, 0, chunk.keys);
     if constexpr (R::gated) {
@@ -185,8 +187,9 @@ inline void gradient_of_pairs(const Chunk<T, Products>& chunk, BackwardMatrices<
 
 /// dQ = scale A1 K + scale D dO S^T
 template <class R, class T, class Products>
-inline void gradient_of_queries(const Chunk<T, Products>& chunk, BackwardMatrices<T, Products>& m) {
+inline void gradient_of_queries(Chunk<T, Products>& chunk, BackwardMatrices<T, Products>& m) {
   for_tiles<T, Products>(chunk.rows, chunk.keys, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+    chunk.upcoming.prefetch();
     tile.zero();
     tile.template add<Products>(m.decayed_grad_out_rows, m.start_transposed, row, column, 0, chunk.values);
     if constexpr (R::gated) {
@@ -201,8 +204,9 @@ inline void gradient_of_queries(const Chunk<T, Products>& chunk, BackwardMatrice
 
 /// dK = scale A1^T Q + R X dS^T + (A2 + A2^T) K + dU S^T
 template <class R, class T, class Products>
-inline void gradient_of_keys(const Chunk<T, Products>& chunk, BackwardMatrices<T, Products>& m) {
+inline void gradient_of_keys(Chunk<T, Products>& chunk, BackwardMatrices<T, Products>& m) {
   for_tiles<T, Products>(chunk.rows, chunk.keys, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+    chunk.upcoming.prefetch();
     tile.zero();
     tile.template add<Products>(m.x_rows, m.grad_transposed, row, column, 0, chunk.values);
     if constexpr (R::gated) {
@@ -261,9 +265,10 @@ inline void gradient_of_reads(const Chunk<T, Products>& chunk, BackwardMatrices<
 
 /// dS = exp(gamma_C) dS + Q^T (scale D dO) + K^T dU. Returns <S, dS> exp(gamma_C).
 template <class R, class T, class Products>
-inline T gradient_of_state(const Chunk<T, Products>& chunk, BackwardMatrices<T, Products>& m) {
+inline T gradient_of_state(Chunk<T, Products>& chunk, BackwardMatrices<T, Products>& m) {
   Vector<T> along_states = {};
   for_tiles<T, Products>(chunk.keys, chunk.values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+    chunk.upcoming.prefetch();
     tile.fill([&](int i, int j) HYBRIDATTN_INLINE_LAMBDA {
       Vector<T> grad = load<T>(m.grad_state.at(row + i, column + j));
       if constexpr (R::gated) {
@@ -303,6 +308,7 @@ inline void chunk_backward(const BackwardTask<T>& task) {
   for (int64_t n = task.chunks() - 1; n >= 0; --n) {
     const int64_t begin = n * task.chunk;
     load_chunk<R>(task, begin, chunk);
+    expect_chunk(task, begin - task.chunk, chunk.upcoming);
     const int rows = chunk.rows;
     read_rows<T>(task.grad_out.from(begin), chunk.tokens, task.value_dim, T(1), rows, values, m.grad_out);
     read_rows<T>(Rows<T>::of(task.starts[n], task.state_stride), task.key_dim, task.value_dim, T(1), keys, values,

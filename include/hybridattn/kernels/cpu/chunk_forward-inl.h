@@ -33,11 +33,13 @@ inline void chunk_forward(const ForwardTask<T>& task) {
       write_rows<T>(state, task.key_dim, task.value_dim, Rows<T>::of(task.starts[n], task.state_stride));
     }
     load_chunk<R>(task, begin, chunk);
+    expect_chunk(task, begin + task.chunk, chunk.upcoming);
     state_factor.set(state, keys, values);
     auto x = chunk.v; // what each token adds to the state
     if constexpr (R::corrects) {
       // error = V - D K S
       for_tiles<T, Products>(chunk.rows, values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+        chunk.upcoming.prefetch();
         tile.zero();
         tile.template add<Products>(chunk.k_rows, state_factor, row, column, 0, keys);
         tile.each([&](int i, int j, Vector<T> read) HYBRIDATTN_INLINE_LAMBDA {
@@ -53,6 +55,7 @@ inline void chunk_forward(const ForwardTask<T>& task) {
     write_factor.set(x, chunk.rows, values);
     score_rows.set(chunk.scores, chunk.rows, chunk.rows);
     for_tiles<T, Products>(chunk.rows, values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+      chunk.upcoming.prefetch();
       tile.zero();
       tile.template add<Products>(chunk.q_rows, state_factor, row, column, 0, keys);
       tile.each([&](int i, int, Vector<T>& c) HYBRIDATTN_INLINE_LAMBDA {
@@ -68,6 +71,7 @@ inline void chunk_forward(const ForwardTask<T>& task) {
       write_factor.set(x, chunk.rows, values);
     }
     for_tiles<T, Products>(keys, values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+      chunk.upcoming.prefetch();
       tile.fill([&](int i, int j) HYBRIDATTN_INLINE_LAMBDA {
         const Vector<T> before = load<T>(state.at(row + i, column + j));
         return R::gated ? before * gates.total : before;
