@@ -28,6 +28,7 @@ if find_spec("hybridattn.convert"):
 if TYPE_CHECKING:
     from hybridattn import _C as _C
     from hybridattn import data, distill, evaluate, nn, ops, report, select
+    from hybridattn.calibration.calibrate import calibrate
     from hybridattn.data import TokenData
     from hybridattn.distill import presets
     from hybridattn.distill.align import align
@@ -41,6 +42,7 @@ _LAZY_NAMES = {
     "TokenData": "hybridattn.data",
     "accelerate_transformers": "hybridattn.hf.accelerate",
     "align": "hybridattn.distill",
+    "calibrate": "hybridattn.calibration",
     "finetune": "hybridattn.distill",
     "match": "hybridattn.distill",
     "presets": "hybridattn.distill",
@@ -52,6 +54,7 @@ __all__ = [
     "TokenData",
     "accelerate_transformers",
     "align",
+    "calibrate",
     "convert",
     "data",
     "distill",

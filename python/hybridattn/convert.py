@@ -16,7 +16,8 @@ from hybridattn.nn import Mixer, mixer_type
 
 @dataclass(frozen=True)
 class PlanEntry:
-    """Where one tensor of one layer went or came from: `action` is copied, cloned, initialised or dropped."""
+    """Where one tensor of one layer went or came from: `action` is copied, cloned, initialised or dropped; or calibrated
+    or uncalibrated, after `calibrate`."""
 
     layer: int
     action: str
@@ -30,6 +31,12 @@ class TransferPlan(list[PlanEntry]):
 
     def to_json(self) -> list[dict[str, Any]]:
         return [asdict(entry) for entry in self]
+
+    def replaced_by(self, later: Iterable[PlanEntry]) -> TransferPlan:
+        """This plan with the entries of `later` in the place of those for the same tensor; new ones at their layer's end."""
+        new = {(entry.layer, entry.source, entry.target): entry for entry in later}
+        plan = [new.pop((entry.layer, entry.source, entry.target), entry) for entry in self]
+        return TransferPlan(sorted([*plan, *new.values()], key=lambda entry: entry.layer))
 
     def __str__(self) -> str:
         lines = []

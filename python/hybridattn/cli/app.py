@@ -62,9 +62,18 @@ def run(recipe: RecipeArgument, run_dir: RunDirOption = None, changes: SetOption
 
 
 @app.command()
-def convert(recipe: RecipeArgument, run_dir: RunDirOption = None, changes: SetOption = None) -> None:
+def convert(
+    recipe: RecipeArgument,
+    run_dir: RunDirOption = None,
+    changes: SetOption = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="where the mixers' gates start: default, or calibrated to the teacher's attention"),
+    ] = None,
+) -> None:
     """Print where each of the teacher's attention tensors goes, and write plan.json."""
-    print_plan(console, _pipeline(recipe, run_dir, changes).convert().transfer_plan)
+    changed = [*(changes or []), *([] if init is None else [f"convert.init={init}"])]
+    print_plan(console, _pipeline(recipe, run_dir, changed).convert().transfer_plan)
 
 
 @app.command()

@@ -17,6 +17,7 @@ import hybridattn as ha
 from hybridattn import _C, hf
 from hybridattn.data import TokenData
 from hybridattn.distill.checkpoint import sync
+from hybridattn.distill.fingerprint import matrix_weights
 from hybridattn.evaluate import Suite, build_task, measure_cost
 from hybridattn.info import collect
 from hybridattn.run.check import check_data, check_recipe
@@ -123,6 +124,8 @@ class Pipeline:
         student = ha.convert(
             self.load_teacher(), mixer=table.mixer, options=table.options, seed=self.recipe.seed, verbose=False
         )
+        if table.init == "calibrated":
+            self._calibrate(student)
         self.directory.write("plan.json", student.transfer_plan.to_json())
         return student
 
@@ -233,6 +236,17 @@ class Pipeline:
         return self.report()
 
     # ---- inside ----
+
+    def _calibrate(self, student: Any) -> None:
+        count, started = self.recipe.convert.calibration_sequences, time.monotonic()
+        self.progress(f"calibrate  {count} sequences")
+        ha.calibrate(student, self.load_teacher(), self.data(), count, self.recipe.seed)
+        self.account("calibrate", *self._calibration_cost(), time.monotonic() - started)
+
+    def _calibration_cost(self) -> tuple[int, float]:
+        """Tokens and operations: a forward pass of the teacher."""
+        tokens = self.recipe.convert.calibration_sequences * self.recipe.data.seq_len
+        return tokens, 2.0 * tokens * matrix_weights(self.load_teacher(), head=False)
 
     def folder_of(self, plan: str) -> Path:
         return self.directory.path if plan == "hybrid" else self.directory.folder("compare", plan)

@@ -39,6 +39,9 @@ class ConvertTable(_Table):
 
     mixer: str = "gated_deltanet"
     options: dict[str, Any] = Field(default_factory=dict)
+    init: Literal["default", "calibrated"] = "default"
+    """Where the mixers' gates start: as new, or ``calibrated`` to the teacher's attention on training sequences."""
+    calibration_sequences: PositiveInt = 16
 
 
 class ScoringTable(_Table):

@@ -6,6 +6,7 @@ It runs in a temporary folder that looks like the run directory, so what is fini
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -151,6 +152,14 @@ class Rehearsal(Pipeline):
         )
 
     # ---- inside ----
+
+    def _calibrate(self, student: Any) -> None:
+        """Done, where times are measured: it takes no longer than a few steps."""
+        teacher, table, started = self.load_teacher(), self.recipe.convert, time.monotonic()
+        if self.timed:
+            ha.calibrate(student, teacher, self.data(), table.calibration_sequences, self.recipe.seed)
+        cost = (*self._calibration_cost(), time.monotonic() - started if self.timed else None)
+        self._note("calibrate", cost, parameter_bytes(student, teacher))
 
     def _note(self, step: str, cost: Cost, parameters: int) -> None:
         self.steps.append(StepEstimate(step, *cost, Memory(parameters)))
