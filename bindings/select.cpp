@@ -11,9 +11,11 @@ namespace hybridattn {
 namespace {
 
 using select::Race;
+using select::RaceOptions;
 
 Race make_race(int64_t num_layers, std::optional<int64_t> keep, const std::string& mode, int64_t steps_per_round,
-               int64_t max_steps, double confidence, int64_t min_rounds, bool growing, const std::string& direction,
+               int64_t max_steps, double confidence, int64_t min_rounds, double jaccard_threshold,
+               int64_t jaccard_window, bool growing, const std::string& direction,
                const std::vector<int64_t>& candidates) {
   const nlohmann::json options{{"num_layers", num_layers},
                                {"keep", keep ? nlohmann::json(*keep) : nlohmann::json()},
@@ -22,6 +24,8 @@ Race make_race(int64_t num_layers, std::optional<int64_t> keep, const std::strin
                                {"max_steps", max_steps},
                                {"confidence", confidence},
                                {"min_rounds", min_rounds},
+                               {"jaccard_threshold", jaccard_threshold},
+                               {"jaccard_window", jaccard_window},
                                {"growing", growing},
                                {"direction", direction},
                                {"candidates", candidates}};
@@ -32,7 +36,9 @@ void bind_race(py::module_& module) {
   py::class_<Race>(module, "Race", "Ask / tell race over layers; see hybridattn/select/race.h.")
       .def(py::init(&make_race), py::kw_only(), py::arg("num_layers"), py::arg("keep") = std::nullopt,
            py::arg("mode") = "racing", py::arg("steps_per_round") = 0, py::arg("max_steps") = 0,
-           py::arg("confidence") = 0.95, py::arg("min_rounds") = 1, py::arg("growing") = false,
+           py::arg("confidence") = 0.95, py::arg("min_rounds") = 1,
+           py::arg("jaccard_threshold") = RaceOptions{}.jaccard_threshold,
+           py::arg("jaccard_window") = RaceOptions{}.jaccard_window, py::arg("growing") = false,
            py::arg("direction") = "lower", py::arg("candidates") = std::vector<int64_t>{})
       .def(
           "next",
@@ -49,6 +55,8 @@ void bind_race(py::module_& module) {
           py::arg("layer"), py::arg("held_out_losses"), "Records one loss per held-out sequence.")
       .def("add_cost", &Race::add_cost, py::arg("tokens"), py::arg("flops"))
       .def("done", &Race::done)
+      .def("agreement", &Race::agreement,
+           "Jaccard similarity of the best K of successive rounds, over the rounds that all have finished.")
       .def(
           "ranking",
           [](const Race& race) {

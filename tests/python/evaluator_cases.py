@@ -1,5 +1,9 @@
 """A small teacher and student, their data, and a race between candidates that train: what tests of measurements share."""
 
+import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -33,10 +37,10 @@ def held_out() -> list[Batch]:
     return [Batch(torch.randint(0, 31, (rows, 12), generator=torch.Generator().manual_seed(rows))) for rows in (5, 7)]
 
 
-def race(run_dir: Path, progress=lambda line: None):
+def race(run_dir: Path, progress=lambda line: None, mode="racing"):
     student, teacher = models()
     evaluator = CandidateEvaluator(student, teacher, held_out(), run_dir)
-    options = ScoreOptions("removal", "racing", steps_per_round=2, max_steps=6, confidence=0.97, min_rounds=2)
+    options = ScoreOptions("removal", mode, steps_per_round=2, max_steps=6, confidence=0.97, min_rounds=2)
     return race_layers(evaluator, options, keep=2, stage=STAGE, data=data(), progress=progress)
 
 
@@ -46,3 +50,31 @@ def finalists(run_dir: Path | None, progress=lambda line: None, count=3, rounds=
     evaluator = CandidateEvaluator(student, teacher, held_out(), run_dir)
     options = AutoOptions(finalists=count, rounds=rounds)
     return select_layers(evaluator, 2, options, stage=STAGE, data=data(), progress=progress), evaluator
+
+
+def events(run_dir: Path) -> list[dict]:
+    """Lines of the journal without their times."""
+    lines = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import evaluator_cases
+left = {lines}
+def line(text):
+    global left
+    left -= {word!r} in text
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+evaluator_cases.{call}
+"""
+
+
+def kill(call: str, lines: int, word: str = "") -> None:
+    """Runs a `call` of this module in a process that is killed when it shows its `lines`-th line with `word` in it."""
+    code = _KILLED.format(tests=str(Path(__file__).parent), call=call, lines=lines, word=word)
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr

@@ -6,6 +6,7 @@
 #include <tuple>
 #include <utility>
 
+#include <hybridattn/select/agreement.h>
 #include <hybridattn/select/race_options.h>
 
 namespace hybridattn::select {
@@ -20,7 +21,8 @@ namespace hybridattn::select {
 /// contradicts the order by expected loss of the candidates that were compared, at the steps at which they were
 /// compared. It says nothing of curves that cross after a candidate was stopped; `min_rounds` is the guard against
 /// that. A growing race compares untrained candidates on more and more sequences; its verdicts are about their expected
-/// loss, whatever the number of looks.
+/// loss, whatever the number of looks. A jaccard race that stops early has no such guarantee: rounds may agree on a
+/// wrong best K, and its verdicts carry the reason "settled".
 ///
 /// Example:
 ///   Race race({.num_layers = 30, .keep = 8, .steps_per_round = 50, .max_steps = 400});
@@ -73,8 +75,8 @@ public:
     for (const Candidate& candidate : candidates_) {
       if (!running(candidate))
         continue;
-      // Exhaustive: one candidate after the other, so that only one is in memory. Racing: all advance together.
-      if (!chosen || (options_.mode == RaceMode::racing && candidate.rounds < chosen->rounds))
+      // Exhaustive: one candidate after the other, so that only one is in memory. Otherwise all advance together.
+      if (!chosen || (options_.mode != RaceMode::exhaustive && candidate.rounds < chosen->rounds))
         chosen = &candidate;
     }
     if (!chosen)
@@ -142,19 +144,30 @@ public:
   const RaceOptions& options() const { return options_; }
   const std::vector<Candidate>& candidates() const { return candidates_; }
 
-  /// Most important layer first; the lower layer first on a tie, diverged and unscored layers last. By score when
-  /// exhaustive. When racing "in" comes before "open" before "out", since scores of different rounds do not compare.
+  /// Jaccard similarity of the best K after each round with those after the round before, over all rounds that every
+  /// candidate has finished; diverged candidates are not among the best. Nothing when K is left open.
+  std::vector<double> agreement() const {
+    std::vector<double> similarities;
+    if (!options_.keep)
+      return similarities;
+    const int64_t rounds = finished_rounds();
+    for (int64_t round = 1; round < rounds; ++round)
+      similarities.push_back(jaccard_similarity(best_after(round - 1), best_after(round)));
+    return similarities;
+  }
+
+  /// Most important layer first; the lower layer first on a tie, diverged and unscored layers last. By score unless
+  /// racing. When racing "in" comes before "open" before "out", since scores of different rounds do not compare.
   std::vector<LayerScore> ranking() const {
     std::vector<LayerScore> scores;
     for (const Candidate& candidate : candidates_)
       scores.push_back(score(candidate));
     auto group = [this](const LayerScore& s) {
-      if (options_.mode == RaceMode::exhaustive || s.verdict == Verdict::open)
+      if (options_.mode != RaceMode::racing || s.verdict == Verdict::open)
         return 1;
       return s.verdict == Verdict::in ? 0 : 2;
     };
-    const double sign = options_.direction == Direction::lower_is_better ? 1 : -1;
-    auto value = [sign](const LayerScore& s) {
+    auto value = [sign = sign()](const LayerScore& s) {
       return std::isnan(s.score) ? std::numeric_limits<double>::infinity() : sign * s.score;
     };
     std::sort(scores.begin(), scores.end(), [&](const LayerScore& a, const LayerScore& b) {
@@ -197,6 +210,46 @@ private:
                          [=](const Candidate& c) { return c.verdict == verdict; });
   }
 
+  double sign() const { return options_.direction == Direction::lower_is_better ? 1 : -1; }
+
+  /// Rounds after which the last candidate that did not diverge was scored, or 0.
+  int64_t finished_rounds() const {
+    int64_t rounds = std::numeric_limits<int64_t>::max();
+    for (const Candidate& candidate : candidates_)
+      if (candidate.rounds == 0 || !candidate.losses.empty())
+        rounds = std::min(rounds, candidate.rounds);
+    return rounds == std::numeric_limits<int64_t>::max() ? 0 : rounds;
+  }
+
+  /// The K best layers by their mean losses after round number `round` (from 0), ascending; the lower layer on a tie.
+  std::vector<int64_t> best_after(int64_t round) const {
+    std::vector<std::pair<double, int64_t>> ranked;
+    for (const Candidate& candidate : candidates_)
+      if (round < static_cast<int64_t>(candidate.history.size()))
+        ranked.emplace_back(sign() * candidate.history[static_cast<size_t>(round)].loss, candidate.layer);
+    std::sort(ranked.begin(), ranked.end());
+    ranked.resize(std::min(ranked.size(), static_cast<size_t>(*options_.keep)));
+    std::vector<int64_t> best;
+    for (const auto& [loss, layer] : ranked)
+      best.push_back(layer);
+    std::sort(best.begin(), best.end());
+    return best;
+  }
+
+  /// All stop when the best K hardly changed: these are in, the others out.
+  bool settle_by_agreement(int64_t rounds) {
+    if (rounds < options_.min_rounds || !has_settled(agreement(), options_.jaccard_window, options_.jaccard_threshold))
+      return false;
+    const std::vector<int64_t> best = best_after(rounds - 1);
+    for (Candidate& candidate : candidates_) {
+      if (candidate.verdict != Verdict::open)
+        continue;
+      candidate.verdict = std::binary_search(best.begin(), best.end(), candidate.layer) ? Verdict::in : Verdict::out;
+      candidate.reason = fmt::format("settled: the best {} hardly changed up to round {}", *options_.keep, rounds);
+    }
+    return true;
+  }
+
   int64_t free_places() const { return *options_.keep - count(Verdict::in); }
 
   /// No places left, or places for all that are left: nothing to compare. Only a race stops for it; the exhaustive
@@ -231,14 +284,15 @@ private:
     for (const Candidate* candidate : open)
       if (candidate->rounds != rounds)
         return;
-    if (options_.mode == RaceMode::exhaustive ? rounds < num_rounds(options_) : rounds < options_.min_rounds)
+    if (options_.mode == RaceMode::jaccard && rounds < num_rounds(options_) && settle_by_agreement(rounds))
+      return;
+    if (options_.mode == RaceMode::racing ? rounds < options_.min_rounds : rounds < num_rounds(options_))
       return;
 
     Eigen::MatrixXd losses(static_cast<Eigen::Index>(open.size()),
                            static_cast<Eigen::Index>(open.front()->losses.size()));
-    const double sign = options_.direction == Direction::lower_is_better ? 1 : -1;
     for (size_t i = 0; i < open.size(); ++i)
-      losses.row(static_cast<Eigen::Index>(i)) = sign * row(*open[i]).transpose();
+      losses.row(static_cast<Eigen::Index>(i)) = sign() * row(*open[i]).transpose();
     const double level = comparison_level(options_, open.size() == candidates_.size());
     const std::vector<Verdict> verdicts = top_k_verdicts(losses, free_places(), level);
     for (size_t i = 0; i < open.size(); ++i)

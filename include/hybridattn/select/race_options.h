@@ -14,7 +14,9 @@
 namespace hybridattn::select {
 
 /// exhaustive: every candidate trains to the end (the published procedure). racing: a candidate stops with its verdict.
-enum class RaceMode { exhaustive, racing };
+/// jaccard: all candidates train in rounds and stop together once the best K hardly change from round to round (the
+/// early stop of arXiv 2512.20569, which has no guarantee of error).
+enum class RaceMode { exhaustive, racing, jaccard };
 
 /// Which losses make a layer important: low ones when a candidate adds softmax to the layer, high ones when it takes it
 /// away.
@@ -24,11 +26,13 @@ struct RaceOptions {
   int64_t num_layers = 0;           ///< layers of the model
   std::optional<int64_t> keep = {}; ///< K, how many are to be found; K >= candidates makes all of them "in".
                                     ///< An exhaustive race may leave it open and then gives no verdicts
-  RaceMode mode = RaceMode::racing; ///< exhaustive or racing
+  RaceMode mode = RaceMode::racing; ///< who stops when
   int64_t steps_per_round = 0;      ///< training steps between two scorings of a candidate; 0: max_steps at once
   int64_t max_steps = 0;            ///< training steps of a candidate at most; 0: scored once, untrained
   double confidence = 0.95;         ///< probability that no verdict of the whole race is wrong, in (0.5, 1)
   int64_t min_rounds = 1;           ///< no verdict before this many rounds
+  double jaccard_threshold = 0.9;   ///< jaccard: stop at this similarity of the best K of successive rounds, in (0, 1]
+  int64_t jaccard_window = 2;       ///< jaccard: of the mean of so many successive similarities
   bool growing = false; ///< a round scores on more sequences than the one before, instead of after more training; its
                         ///< steps then count blocks of sequences
   Direction direction = Direction::lower_is_better;
@@ -81,7 +85,7 @@ inline RaceOptions validated(RaceOptions options) {
   using detail::race_check;
   race_check(options.num_layers >= 1, fmt::format("num_layers is {}, expected at least 1", options.num_layers));
   race_check(options.keep || options.mode == RaceMode::exhaustive,
-             "keep is not set; racing needs to know how many to find");
+             "keep is not set; racing and jaccard need to know how many to find");
   race_check(options.keep.value_or(0) >= 0, fmt::format("keep is {}, expected at least 0", options.keep.value_or(0)));
   race_check(options.max_steps >= 0, fmt::format("max_steps is {}, expected at least 0", options.max_steps));
   race_check(options.steps_per_round >= 0,
@@ -89,6 +93,10 @@ inline RaceOptions validated(RaceOptions options) {
   race_check(options.confidence > 0.5 && options.confidence < 1,
              fmt::format("confidence is {}, expected a value in (0.5, 1)", options.confidence));
   race_check(options.min_rounds >= 1, fmt::format("min_rounds is {}, expected at least 1", options.min_rounds));
+  race_check(options.jaccard_threshold > 0 && options.jaccard_threshold <= 1,
+             fmt::format("jaccard_threshold is {}, expected a value in (0, 1]", options.jaccard_threshold));
+  race_check(options.jaccard_window >= 1,
+             fmt::format("jaccard_window is {}, expected at least 1", options.jaccard_window));
   if (options.steps_per_round == 0 || options.steps_per_round > options.max_steps)
     options.steps_per_round = options.max_steps;
   if (options.candidates.empty())
@@ -107,11 +115,11 @@ inline int64_t num_rounds(const RaceOptions& options) {
   return options.max_steps == 0 ? 1 : (options.max_steps + options.steps_per_round - 1) / options.steps_per_round;
 }
 
-/// How often verdicts are given: after each round from min_rounds on when racing, once at the end otherwise. Each of
-/// these looks may spend an equal share of the error 1 - confidence, so that all of them together keep the race's
-/// confidence.
+/// How often verdicts are won by comparison: after each round from min_rounds on when racing, once at the end
+/// otherwise. Each of these looks may spend an equal share of the error 1 - confidence, so that all of them together
+/// keep the race's confidence.
 inline int64_t num_looks(const RaceOptions& options) {
-  if (options.mode == RaceMode::exhaustive)
+  if (options.mode != RaceMode::racing)
     return 1;
   return std::max<int64_t>(1, num_rounds(options) - options.min_rounds + 1);
 }

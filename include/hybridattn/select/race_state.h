@@ -8,7 +8,9 @@
 namespace hybridattn::select {
 
 NLOHMANN_JSON_SERIALIZE_ENUM(Verdict, {{Verdict::open, "open"}, {Verdict::in, "in"}, {Verdict::out, "out"}})
-NLOHMANN_JSON_SERIALIZE_ENUM(RaceMode, {{RaceMode::exhaustive, "exhaustive"}, {RaceMode::racing, "racing"}})
+NLOHMANN_JSON_SERIALIZE_ENUM(RaceMode, {{RaceMode::exhaustive, "exhaustive"},
+                                        {RaceMode::racing, "racing"},
+                                        {RaceMode::jaccard, "jaccard"}})
 NLOHMANN_JSON_SERIALIZE_ENUM(Direction,
                              {{Direction::lower_is_better, "lower"}, {Direction::higher_is_better, "higher"}})
 
@@ -56,11 +58,14 @@ inline nlohmann::json to_json(const RaceOptions& options) {
           {"max_steps", options.max_steps},
           {"confidence", options.confidence},
           {"min_rounds", options.min_rounds},
+          {"jaccard_threshold", options.jaccard_threshold},
+          {"jaccard_window", options.jaccard_window},
           {"growing", options.growing},
           {"direction", options.direction},
           {"candidates", options.candidates}};
 }
 
+/// The jaccard fields may be missing, as they are in states of races without them.
 /// @throws nlohmann::json::exception for a missing field, std::invalid_argument for an unknown value
 inline RaceOptions race_options_from_json(const nlohmann::json& json) {
   RaceOptions options;
@@ -72,6 +77,8 @@ inline RaceOptions race_options_from_json(const nlohmann::json& json) {
   json.at("max_steps").get_to(options.max_steps);
   json.at("confidence").get_to(options.confidence);
   json.at("min_rounds").get_to(options.min_rounds);
+  options.jaccard_threshold = json.value("jaccard_threshold", options.jaccard_threshold);
+  options.jaccard_window = json.value("jaccard_window", options.jaccard_window);
   json.at("growing").get_to(options.growing);
   options.direction = detail::enum_from_json<Direction>(json, "direction");
   json.at("candidates").get_to(options.candidates);

@@ -38,6 +38,13 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="replace a key of the recipe: --set select.keep=4", metavar="KEY=VALUE"),
 ]
+ModeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="who stops training while layers are scored: exhaustive: nobody; racing: a candidate with its verdict; jaccard: "
+        "all, once the best K hardly change"
+    ),
+]
 
 
 BUDGET_PANEL, CHOICE_PANEL = "How many layers (one of; else the recipe's)", "Which layers (else the recipe's)"
@@ -85,9 +92,22 @@ def align(recipe: RecipeArgument, run_dir: RunDirOption = None, changes: SetOpti
 
 
 @app.command()
-def score(recipe: RecipeArgument, run_dir: RunDirOption = None, changes: SetOption = None) -> None:
+def score(
+    recipe: RecipeArgument,
+    run_dir: RunDirOption = None,
+    changes: SetOption = None,
+    mode: ModeOption = None,
+    jaccard_threshold: Annotated[
+        float | None, typer.Option(help="jaccard: similarity of the top K of successive rounds at which all stop")
+    ] = None,
+    jaccard_window: Annotated[
+        int | None, typer.Option(help="jaccard: how many successive similarities must reach it on average")
+    ] = None,
+) -> None:
     """Measure how important each layer's softmax attention is."""
-    print_scores(console, _pipeline(recipe, run_dir, changes).chooser().scores())
+    options = {"mode": mode, "jaccard_threshold": jaccard_threshold, "jaccard_window": jaccard_window}
+    changed = [*(changes or []), *(f"score.{name}={value}" for name, value in options.items() if value is not None)]
+    print_scores(console, _pipeline(recipe, run_dir, changed).chooser().scores())
 
 
 @app.command()
@@ -144,12 +164,14 @@ def select(
             rich_help_panel=CHOICE_PANEL,
         ),
     ] = None,
+    mode: ModeOption = None,
 ) -> None:
     """Choose the layers that keep softmax: how many by a number or a budget, which by a search, scores or a fixed plan."""
     budgets = {"keep": keep, "fraction": fraction, "latency": latency, "memory": memory, "recall_drop": recall_drop}
     others = {"context": context, "strategy": strategy, "loss": loss, "confidence": confidence, "finalists": finalists}
     given = {name: value for name, value in {**budgets, **others}.items() if value is not None}
     changed = [*(changes or []), *(f"select.{name}={value}" for name, value in given.items())]
+    changed += [] if mode is None else [f"score.mode={mode}"]
     replaced = [f"select.{name}" for name in budgets] if given.keys() & budgets.keys() else []
     print_selection(console, _pipeline(recipe, run_dir, changed, replaced).choose())
 

@@ -137,6 +137,8 @@ def check_data(pipeline: Pipeline, config: Any) -> None:
             steps_per_round=table.steps_per_round,
             max_steps=table.max_steps,
             confidence=table.confidence,
+            jaccard_threshold=table.jaccard_threshold,
+            jaccard_window=table.jaccard_window,
         )
         if race.next() is not None:
             try:

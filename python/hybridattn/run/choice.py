@@ -124,7 +124,14 @@ class LayerChooser:
     def _score(self, name: str, table: ScoringTable) -> dict[str, Any]:
         pipeline = self.pipeline
         options = ScoreOptions(
-            table.criterion, table.mode, table.steps_per_round, table.max_steps, table.confidence, options=table.options
+            table.criterion,
+            table.mode,
+            table.steps_per_round,
+            table.max_steps,
+            table.confidence,
+            options=table.options,
+            jaccard_threshold=table.jaccard_threshold,
+            jaccard_window=table.jaccard_window,
         )
         stage, data = None, pipeline.data()
         if table.max_steps:

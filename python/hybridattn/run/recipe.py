@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt,
 
 from hybridattn import _C
 from hybridattn.evaluate import Scoring
+from hybridattn.select.options import Mode
 from hybridattn.validation import validated
 
 
@@ -52,7 +53,12 @@ class ScoringTable(_Table):
     name of ``hybridattn.select.criteria.CRITERIA``."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The criterion's own, e.g. ``{tasks = ["key_value"]}`` of ``halo``."""
-    mode: Literal["exhaustive", "racing"] = "exhaustive"
+    mode: Mode = "exhaustive"
+    """Who stops training when: nobody, each with its verdict, or all together once the top K hardly change."""
+    jaccard_threshold: float = Field(0.9, gt=0, le=1)
+    """``jaccard`` stops at this mean similarity of the top K of successive rounds."""
+    jaccard_window: int = Field(2, ge=1)
+    """Of so many similarities."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     steps_per_round: int = Field(0, ge=0)
     """Training steps between two scorings of a candidate; 0 scores without training."""

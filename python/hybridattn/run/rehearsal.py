@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import hybridattn as ha
 from hybridattn.distill import AlignObjective, FinetuneObjective, MatchObjective
@@ -22,7 +22,7 @@ from hybridattn.run.directory import RunDirectory
 from hybridattn.run.evaluation_cost import Cost, cost_table_cost, evaluation_cost
 from hybridattn.run.pipeline import Pipeline, Progress
 from hybridattn.run.probe import Memory, TrainingCost, parameter_bytes, training_cost
-from hybridattn.run.recipe import Recipe, StageTable
+from hybridattn.run.recipe import Recipe, ScoringTable, StageTable
 from hybridattn.run.rehearsed_evaluator import Rehearsed, RehearsedEvaluator
 
 _OBJECTIVES: dict[str, Callable[..., Any]] = {
@@ -30,6 +30,7 @@ _OBJECTIVES: dict[str, Callable[..., Any]] = {
     "match": MatchObjective,
     "finetune": FinetuneObjective,
 }
+_Scoring = TypeVar("_Scoring", bound=ScoringTable)
 _ADAM_STATE = 2
 """AdamW's moments per weight, which checkpoints hold until a stage is over."""
 
@@ -101,7 +102,15 @@ class Rehearsal(Pipeline):
     def __init__(self, recipe: Recipe, mirror: Path, timed: bool, progress: Progress) -> None:
         super().__init__(recipe, mirror, progress)
         # The corpus is tokenised into the mirror unless a cache has it.
-        self.recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache": None})})
+        self.recipe = recipe.model_copy(
+            update={
+                "data": recipe.data.model_copy(update={"cache": None}),
+                "score": _to_the_end(recipe.score),
+                "compare": recipe.compare.model_copy(
+                    update={"scores": {name: _to_the_end(table) for name, table in recipe.compare.scores.items()}}
+                ),
+            }
+        )
         self.timed = timed
         self.steps: list[StepEstimate] = []
         self._rehearsed = Rehearsed(timed)
@@ -184,7 +193,7 @@ class Rehearsal(Pipeline):
     def _bound(self, step: str) -> str:
         kind, _, name = step.removesuffix(")").partition(" (")
         if kind == "score":
-            return "at most" if scoring_table(self.recipe, name).mode == "racing" else ""
+            return "" if scoring_table(self.recipe, name).mode == "exhaustive" else "at most"
         if name == "finalists":
             return "at most"
         return "" if name == "sequential addition" else "more if an exchange of layers helps"
@@ -225,6 +234,11 @@ class Rehearsal(Pipeline):
         if path.parent.name == "align":
             return self._student
         return ha.keep_softmax(self.align(), self.load_teacher(), self._kept[path])
+
+
+def _to_the_end(table: _Scoring) -> _Scoring:
+    """Scores whose candidates do not stop because rounds agree, as they do where all losses are equal."""
+    return table.model_copy(update={"jaccard_window": table.max_steps + 1})
 
 
 def _steps_done(checkpoints: Path) -> int:

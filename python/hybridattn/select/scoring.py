@@ -37,7 +37,7 @@ def score_layers(
         teacher: the model it came from.
         data: its held-out documents score the candidates; its training documents train them where `options` asks so.
         criterion: a name of `hybridattn.select.criteria.CRITERIA`, in the place of the one in `options`.
-        keep: how many layers are wanted; racing needs it.
+        keep: how many layers are wanted; racing and ``jaccard`` need it.
         stage: stage-2 training of the candidates, for ``options.max_steps > 0`` (``ha.presets.score``).
         tokenizer: the teacher's, for criteria that ask questions in text.
         batch_size: sequences per forward pass of a scoring.

@@ -42,6 +42,13 @@ def test_info_names_versions_and_instruction_sets():
         (["report", "{folder}/good.toml", "--run-dir", "{folder}/new"], "selection.json is missing"),
         (["finetune", "{folder}/good.toml", "--run-dir", "{folder}/other"], "no [finetune] table"),
         (["align", "{folder}/good.toml", "--run-dir", "{folder}/third"], "teacher 't' cannot be loaded"),
+        (["score", "{folder}/good.toml", "--mode", "jacard", "--run-dir", "{folder}/fifth"], "score.mode"),
+        (["select", "{folder}/good.toml", "--mode", "jacard", "--run-dir", "{folder}/sixth"], "score.mode"),
+        (
+            ["score", "{folder}/good.toml", "--jaccard-threshold", "2", "--run-dir", "{folder}/7"],
+            "score.jaccard_threshold",
+        ),
+        (["score", "{folder}/good.toml", "--jaccard-window", "0", "--run-dir", "{folder}/8"], "score.jaccard_window"),
         (["run", "{folder}/good.toml", "--set", "select"], "expected KEY=VALUE"),
         (["select", "{folder}/good.toml", "--finalists", "-1", "--run-dir", "{folder}/fourth"], "select.finalists"),
         (["run", "{folder}/good.toml", "--run-dir", "{folder}/full"], "holds no recipe"),

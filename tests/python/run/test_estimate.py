@@ -90,15 +90,17 @@ def test_without_measuring_there_are_no_times(folder):
     assert found.disk > 2 * memory.gradients
 
 
-def test_a_race_is_counted_to_its_end(folder):
-    changes = ["score={criterion='addition', mode='racing', held_out_sequences=16, max_steps=4, steps_per_round=2}"]
+@pytest.mark.parametrize("mode", ["racing", "jaccard"])
+def test_a_race_is_counted_to_its_end(folder, mode):
+    changes = [f"score={{criterion='addition', mode='{mode}', held_out_sequences=16, max_steps=4, steps_per_round=1}}"]
+    changes += ["score.jaccard_window=1"]
     changes += ["score.stage={batch_size=2}", "select={keep=1, strategy='ranking', refine='none'}"]
     recipe = load_recipe(folder / "recipe.toml", changes)
     steps = {step.step: step for step in estimate(recipe, folder / "run", measure=False).steps}
     pipeline = Pipeline(recipe, folder / "run")
     spent = pipeline.chooser().scores()["cost"]
     assert steps["score (addition)"].bound == "at most"
-    assert 0 < spent["tokens"] <= steps["score (addition)"].tokens == 3 * (4 * 32 + 2 * 16 * 16)
+    assert 0 < spent["tokens"] <= steps["score (addition)"].tokens == 3 * (4 * 32 + 4 * 16 * 16)
     assert steps["score (addition)"].disk_while > 0  # candidates that wait for their turn
 
 

@@ -1,8 +1,6 @@
 """Measurements of a real model: shared work changes nothing, and a search goes on after a kill to the same bits."""
 
-import json
 import math
-import signal
 import subprocess
 import sys
 import time
@@ -12,7 +10,7 @@ import pytest
 import torch
 
 import hybridattn as ha
-from evaluator_cases import LAYERS, STAGE, data, held_out, models, race
+from evaluator_cases import LAYERS, STAGE, data, events, held_out, kill, models, race
 from hybridattn import evaluate
 from hybridattn.data import Batch, TokenData
 from hybridattn.select import CandidateEvaluator, ScoreOptions, race_layers, sequential_addition, swap_refinement
@@ -65,36 +63,16 @@ def test_models_are_left_as_they_were():
     )
 
 
-def events(run_dir: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import evaluator_cases
-left = {after}
-def line(text):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-evaluator_cases.race(Path({run_dir!r}), line)
-"""
-
-
-@pytest.mark.parametrize("after", [1, 4, 9])
-def test_a_killed_race_goes_on_and_measures_nothing_twice(tmp_path, after):
-    whole = race(tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("mode", "after"), [("racing", 1), ("racing", 4), ("racing", 9), ("jaccard", 4), ("jaccard", 7)]
+)
+def test_a_killed_race_goes_on_and_measures_nothing_twice(tmp_path, mode, after):
+    whole = race(tmp_path / "whole", mode=mode)
     run_dir = tmp_path / "killed"
-    code = KILLED.format(tests=str(Path(__file__).parent.parent), after=after, run_dir=str(run_dir))
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    kill(f"race(Path({str(run_dir)!r}), line, {mode!r})", after)
     before = events(run_dir)
     trained = []
-    resumed = race(run_dir, trained.append)
+    resumed = race(run_dir, trained.append, mode)
     assert resumed.rows == whole.rows
     assert (resumed.tokens, resumed.flops) == (whole.tokens, whole.flops)
     assert events(run_dir)[: len(before)] == before
@@ -102,7 +80,7 @@ def test_a_killed_race_goes_on_and_measures_nothing_twice(tmp_path, after):
     assert len(trained) <= len(events(run_dir)) - len(before) + 1, "steps that were parked do not run again"
     assert not list((run_dir / "candidates").iterdir()), "nobody trains them further"
     again = []
-    assert race(run_dir, again.append).rows == whole.rows
+    assert race(run_dir, again.append, mode).rows == whole.rows
     assert again == []
 
 

@@ -1,17 +1,13 @@
 """Sets that are trained before one is chosen: on synthetic losses that training reorders, and on small models."""
 
-import json
 import math
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import evaluator_cases
+from evaluator_cases import events, kill
 from hybridattn.distill import Stage
 from hybridattn.select import AutoOptions, select_layers, train_finalists
 from hybridattn.select.finalists import nearest_rivals
@@ -173,34 +169,12 @@ def test_rivals_are_compared_on_the_sequences_that_both_were_read_on():
 # ---- small models ----
 
 
-def events(run_dir):
-    lines = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import evaluator_cases
-left = {after}
-def line(text):
-    global left
-    left -= "finalist" in text
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-evaluator_cases.finalists(Path({run_dir!r}), line)
-"""
-
-
 @pytest.mark.parametrize("after", [1, 4, 6])
 def test_killed_finalists_go_on_and_train_nothing_twice(tmp_path, after):
     whole, spent = evaluator_cases.finalists(tmp_path / "whole")
     assert len(whole.finalists) == 3
     run_dir = tmp_path / "killed"
-    code = KILLED.format(tests=str(Path(__file__).parent.parent), after=after, run_dir=str(run_dir))
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    kill(f"finalists(Path({str(run_dir)!r}), line)", after, "finalist")
     before = events(run_dir)
     shown = []
     resumed, again = evaluator_cases.finalists(run_dir, shown.append)

@@ -73,6 +73,8 @@ def race(kept: list[list[int]], important: Literal["high", "low"], scoring: Scor
         max_steps=options.max_steps,
         confidence=options.confidence,
         min_rounds=options.min_rounds,
+        jaccard_threshold=options.jaccard_threshold,
+        jaccard_window=options.jaccard_window,
         direction="higher" if important == "high" else "lower",
     )
     if options.max_steps == 0:
