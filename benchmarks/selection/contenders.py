@@ -10,7 +10,7 @@ from benchmarks.selection.cell import LOSSES, Cell
 from hybridattn import _C, select
 from hybridattn.select import ScoreOptions
 from hybridattn.select.criteria import CRITERIA
-from hybridattn.select.default import select_layers
+from hybridattn.select.default import AutoOptions, select_layers
 
 DEFAULT = "default (recall_kl)"
 """The contender that the library uses when nobody says otherwise: its selector with its loss."""
@@ -60,7 +60,7 @@ def selectors() -> list[Contender]:
         losses = LOSSES if name in _LOSS_DRIVEN else ("kl",)
         found += [_scored(labelled(name, loss), name, loss, per_budget=name == "learned_gates") for loss in losses]
     found += [search(loss) for search in (_sequential, _refined_removal) for loss in LOSSES]
-    return [*found, _trained_addition()]
+    return [*found, _trained_finalists("recall_kl"), _trained_addition()]
 
 
 def labelled(name: str, loss: str) -> str:
@@ -120,6 +120,20 @@ def _sequential(loss: str) -> Contender:
 
 def _default(loss: str) -> Contender:
     return _searched("default", select_layers, loss)
+
+
+def _trained_finalists(loss: str) -> Contender:
+    """The default, and its two nearest rivals, trained by as much stage 2 as the finished hybrid gets."""
+
+    def choose(cell: Cell, budgets: Sequence[int]) -> dict[str, Any]:
+        stage, options = cell.protocol.score_stage(cell.seed), AutoOptions(finalists=3)
+
+        def search(evaluator: Any, keep: int) -> Any:
+            return select_layers(evaluator, keep, options, stage=stage, data=cell.data)
+
+        return _searched("", search, loss).choose(cell, budgets)
+
+    return Contender(labelled("default + trained finalists", loss), choose)
 
 
 def _refined_removal(loss: str) -> Contender:

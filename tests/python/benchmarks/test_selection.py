@@ -20,8 +20,9 @@ from benchmarks.selection.protocol import Files, Protocol, Teacher
 
 LAYERS = 3
 SMALL = Protocol(
+    held_out=0.1,
     evaluation_sequences=2,
-    selection_sequences=4,
+    selection_sequences=8,
     align_tokens=512,
     distil_tokens=512,
     score_tokens=512,
@@ -74,6 +75,8 @@ def test_a_comparison_stops_goes_on_and_repeats_nothing(setting):
     (comparison,) = record.comparisons()
     assert comparison.whole
     assert set(comparison.chosen) == chosen
+    finalists = comparison.chosen["default + trained finalists (recall_kl)"]
+    assert finalists.tokens > comparison.chosen[DEFAULT].tokens + 2 * 512, "at least two rounds of three finalists"
     assert comparison.chosen["ga_s2 (trained)"].tokens > comparison.chosen["ga_s2"].tokens > 0
     page = report.write(files.results).read_text()
     assert page.count(f"| {DEFAULT} |") >= 2
