@@ -1,7 +1,8 @@
 """Closed-form fits of a mixer's gates to statistics of the attention it replaces.
 
-Each `set_*` gives the plan's words for the parameters that it changed, by name. All fits are least squares over a few
-thousand tokens, in fp64 by `torch.linalg`: one solve of the hidden size's square per layer, a fraction of the forward pass.
+Each function that changes a mixer gives the plan's words for the parameters that it changed, by name. Fits are least
+squares over a few thousand tokens in fp64: a product and a solve of the hidden size's square, which `torch.linalg` does by
+LAPACK; another linear algebra library, or a twin in C++, would bring nothing.
 
 Shapes: N tokens that count, D hidden size, H heads, K key dim.
 """
@@ -65,7 +66,7 @@ def set_decay(mixer: LinearAttention, gates: Callable[[], Tensor], target: Tenso
     ):
         mixer.A_log.add_((target / mean()).log().to(mixer.A_log.dtype))
         return {"A_log": words}
-    name = {KimiDeltaAttention: "dt_bias", GatedLinearAttention: "gk_proj.up.bias"}.get(type(mixer), "w0")
+    name = "dt_bias" if isinstance(mixer, KimiDeltaAttention) else "gk_proj.up.bias"
     _shift(mixer.get_parameter(name), mean, target)
     return {name: words}
 
@@ -89,10 +90,12 @@ def _shift(bias: nn.Parameter, mean: Callable[[], Tensor], target: Tensor) -> No
 
 
 def no_decay(mixer: LinearAttention) -> str:
-    """Why a mixer's decay cannot be set; "" where it can."""
+    """Why a mixer's decay is not set; "" where it is."""
     if isinstance(mixer, Lightning):
         return "lightning's decay is fixed per head"
-    has_decay = isinstance(mixer, (GatedDeltaNet, KimiDeltaAttention, GatedLinearAttention, Rwkv6))
+    if isinstance(mixer, Rwkv6):
+        return f"{mixer.kind}'s decay has a start of its own, from slow to fast channels"
+    has_decay = isinstance(mixer, (GatedDeltaNet, KimiDeltaAttention, GatedLinearAttention))
     return "" if has_decay else f"{mixer.kind} has no decay"
 
 
