@@ -29,9 +29,9 @@ template <class R>
 ChunkForwardResult chunk(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g, const Optional& beta,
                          const Optional& a, const Optional& b, double scale, const Optional& initial_state,
                          const Optional& cu_seqlens, int64_t chunk_size, bool save_states,
-                         const std::string& backend_name) {
+                         const std::string& backend_name, int64_t state_interval) {
   return chunk_rule_forward<R>({q, k, v, g, beta, a, b}, scale, initial_state, cu_seqlens, chunk_size, save_states,
-                               backend(op_name<R>("chunk"), backend_name));
+                               backend(op_name<R>("chunk"), backend_name), state_interval);
 }
 
 BackwardResult as_tuple(RuleGradients grad, const Tensor& q) {
@@ -51,10 +51,11 @@ template <class R>
 BackwardResult chunk_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g,
                               const Optional& beta, const Optional& a, const Optional& b, double scale,
                               const Optional& cu_seqlens, int64_t chunk_size, const Tensor& states,
-                              const Tensor& grad_out, const Optional& grad_final_state,
-                              const std::string& backend_name) {
+                              const Tensor& grad_out, const Optional& grad_final_state, const std::string& backend_name,
+                              int64_t state_interval) {
   return as_tuple(chunk_rule_backward<R>({q, k, v, g, beta, a, b}, scale, cu_seqlens, chunk_size, states, grad_out,
-                                         grad_final_state, backend(op_name<R>("chunk", "_backward"), backend_name)),
+                                         grad_final_state, backend(op_name<R>("chunk", "_backward"), backend_name),
+                                         state_interval),
                   q);
 }
 
@@ -62,13 +63,13 @@ template <class R>
 ChunkForwardResult chunk_meta(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g,
                               const Optional& beta, const Optional& a, const Optional& b, double,
                               const Optional& initial_state, const Optional& cu_seqlens, int64_t chunk_size,
-                              bool save_states, const std::string&) {
+                              bool save_states, const std::string&, int64_t state_interval) {
   const auto options = v.options().dtype(state_dtype(v));
   const auto documents = cu_seqlens ? cu_seqlens->sym_size(0) - 1 : v.sym_size(0);
   // With packed documents the number of chunks depends on data; every document has at most one short chunk more.
-  const auto chunks = cu_seqlens ? (v.sym_size(1) + chunk_size - 1) / chunk_size + documents
-                                 : v.sym_size(0) * ((v.sym_size(1) + chunk_size - 1) / chunk_size);
-  const c10::SymInt rows = save_states ? chunks : c10::SymInt(0);
+  const auto apart = chunk_size * state_interval;
+  const auto chunks = (v.sym_size(1) + apart - 1) / apart;
+  const c10::SymInt rows = !save_states ? c10::SymInt(0) : cu_seqlens ? chunks + documents : v.sym_size(0) * chunks;
   return {at::empty_symint(v.sym_sizes(), v.options()),
           at::empty_symint({documents, v.sym_size(2), k.sym_size(3), v.sym_size(3)}, options),
           at::empty_symint({rows, v.sym_size(2), k.sym_size(3), v.sym_size(3)}, options)};
@@ -78,7 +79,7 @@ template <class R>
 BackwardResult chunk_backward_meta(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g,
                                    const Optional& beta, const Optional& a, const Optional& b, double,
                                    const Optional& cu_seqlens, int64_t, const Tensor&, const Tensor&, const Optional&,
-                                   const std::string&) {
+                                   const std::string&, int64_t) {
   const auto like = [](const Tensor& x) { return at::empty_symint(x.sym_sizes(), x.options()); };
   const auto or_empty = [&](const Optional& x) { return x ? like(*x) : at::empty_symint({0}, q.options()); };
   const auto documents = cu_seqlens ? cu_seqlens->sym_size(0) - 1 : v.sym_size(0);
@@ -91,23 +92,24 @@ BackwardResult chunk_backward_meta(const Tensor& q, const Tensor& k, const Tenso
 template <class R>
 struct DispatchedCalls {
   static ChunkForwardResult forward(const RuleInputs& in, double scale, const Optional& initial_state,
-                                    const Optional& cu_seqlens, int64_t chunk_size, bool save_states, Backend wanted) {
+                                    const Optional& cu_seqlens, int64_t chunk_size, bool save_states, Backend wanted,
+                                    int64_t state_interval) {
     at::AutoDispatchBelowADInplaceOrView guard;
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow(("hybridattn::" + op_name<R>("chunk")).c_str(), "")
                                .template typed<decltype(chunk<R>)>();
     return op.call(in.q, in.k, in.v, in.g, in.beta, in.a, in.b, scale, initial_state, cu_seqlens, chunk_size,
-                   save_states, std::string(name(wanted)));
+                   save_states, std::string(name(wanted)), state_interval);
   }
   static RuleGradients backward(const RuleInputs& in, double scale, const Optional& cu_seqlens, int64_t chunk_size,
                                 const Tensor& states, const Tensor& grad_out, const Optional& grad_final_state,
-                                Backend wanted) {
+                                Backend wanted, int64_t state_interval) {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow(("hybridattn::" + op_name<R>("chunk", "_backward")).c_str(), "")
                                .template typed<decltype(chunk_backward<R>)>();
     auto [q, k, v, g, beta, a, b, state] =
         op.call(in.q, in.k, in.v, in.g, in.beta, in.a, in.b, scale, cu_seqlens, chunk_size, states, grad_out,
-                grad_final_state, std::string(name(wanted)));
+                grad_final_state, std::string(name(wanted)), state_interval);
     const auto if_given = [](const Optional& x, const Tensor& grad) { return x ? grad : Tensor(); };
     return {q, k, v, if_given(in.g, g), if_given(in.beta, beta), if_given(in.a, a), if_given(in.b, b), state};
   }
@@ -117,7 +119,7 @@ template <class R>
 ChunkForwardResult chunk_autograd(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& g,
                                   const Optional& beta, const Optional& a, const Optional& b, double scale,
                                   const Optional& initial_state, const Optional& cu_seqlens, int64_t chunk_size,
-                                  bool save_states, const std::string& backend_name) {
+                                  bool save_states, const std::string& backend_name, int64_t state_interval) {
   const auto wanted = backend(op_name<R>("chunk"), backend_name);
   const auto needs = [](const Optional& x) { return x && x->requires_grad(); };
   const bool grad =
@@ -125,10 +127,10 @@ ChunkForwardResult chunk_autograd(const Tensor& q, const Tensor& k, const Tensor
                                      needs(beta) || needs(a) || needs(b) || needs(initial_state));
   if (!grad) {
     return DispatchedCalls<R>::forward({q, k, v, g, beta, a, b}, scale, initial_state, cu_seqlens, chunk_size,
-                                       save_states, wanted);
+                                       save_states, wanted, state_interval);
   }
   auto results = ChunkRuleFunction<R, DispatchedCalls<R>>::apply(q, k, v, g, beta, a, b, scale, initial_state,
-                                                                 cu_seqlens, chunk_size, wanted);
+                                                                 cu_seqlens, chunk_size, wanted, state_interval);
   return {results[0], results[1], at::empty({0}, results[1].options().requires_grad(false))};
 }
 
@@ -157,15 +159,14 @@ constexpr const char* kInputs = "Tensor q, Tensor k, Tensor v, Tensor? g, Tensor
 template <class R>
 void define(torch::Library& m) {
   m.def(fmt::format("{}({}, float scale, Tensor? initial_state, Tensor? cu_seqlens, int chunk_size, bool save_states, "
-                    "str backend=\"auto\") -> (Tensor, Tensor, Tensor)",
+                    "str backend=\"auto\", int state_interval=1) -> (Tensor, Tensor, Tensor)",
                     op_name<R>("chunk"), kInputs)
             .c_str());
-  m.def(
-      fmt::format(
-          "{}({}, float scale, Tensor? cu_seqlens, int chunk_size, Tensor states, Tensor grad_out, Tensor? "
-          "grad_final_state, str backend=\"auto\") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-          op_name<R>("chunk", "_backward"), kInputs)
-          .c_str());
+  m.def(fmt::format("{}({}, float scale, Tensor? cu_seqlens, int chunk_size, Tensor states, Tensor grad_out, Tensor? "
+                    "grad_final_state, str backend=\"auto\", int state_interval=1) -> (Tensor, Tensor, Tensor, Tensor, "
+                    "Tensor, Tensor, Tensor, Tensor)",
+                    op_name<R>("chunk", "_backward"), kInputs)
+            .c_str());
   m.def(fmt::format("{}({}, float scale, Tensor? initial_state, Tensor? cu_seqlens) -> (Tensor, Tensor)",
                     op_name<R>("naive"), kInputs)
             .c_str());

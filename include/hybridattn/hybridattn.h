@@ -11,6 +11,7 @@
 #include "hybridattn/kernels/cpu/chunk_task.h"
 #include "hybridattn/kernels/cpu/instruction_set.h"
 #include "hybridattn/kernels/cpu/norm_task.h"
+#include "hybridattn/kernels/cpu/saved_states.h"
 #include "hybridattn/kernels/cpu/sets.h"
 
 #include "hybridattn/ops/alignment_loss.h"

@@ -71,6 +71,22 @@ inline ChunkOrder chunk_order(const std::vector<std::pair<int64_t, int64_t>>& sp
   return order;
 }
 
+/// Where the states that forward saves for backward lie: those at the start of every `interval`-th chunk of a document,
+/// in the order of the chunks' rows.
+struct SavedStates {
+  int64_t interval = 1, rows = 0;
+  std::vector<int64_t> first_row; ///< per step; of those that are saved
+
+  SavedStates(const ChunkOrder& order, int64_t every) : interval(every), first_row(order.active.size()) {
+    for (int64_t step = 0; step < order.steps(); ++step) {
+      first_row[step] = rows;
+      rows += holds(step) ? order.active[step] : 0;
+    }
+  }
+
+  bool holds(int64_t step) const { return step % interval == 0; }
+};
+
 /// All chunks of all documents as rows of C tokens.
 struct ChunkTable : ChunkOrder {
   int64_t tokens = 0;

@@ -4,6 +4,7 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/Parallel.h>
+#include <hybridattn/kernels/cpu/saved_states.h>
 #include <hybridattn/kernels/cpu/sets.h>
 #include <hybridattn/ops/chunk_results.h>
 #include <hybridattn/ops/documents.h>
@@ -132,12 +133,14 @@ struct NativeInputs {
     return (number * heads + head) * key_dim * value_dim + columns.first;
   }
 
-  /// Where the states at the chunks' starts of the document at `position` lie in `states` [rows, HV, K, V].
+  /// Where the states at the chunks' starts of the document at `position` lie in `states` [rows, HV, K, V]; null of the
+  /// chunks whose state is not saved.
   template <class Pointer>
-  std::vector<Pointer> starts(Pointer states, int64_t position, int64_t chunks, int64_t head, Columns columns) const {
+  std::vector<Pointer> starts(const SavedStates& saved, Pointer states, int64_t position, int64_t chunks, int64_t head,
+                              Columns columns) const {
     std::vector<Pointer> result(chunks);
-    for (int64_t n = 0; n < chunks; ++n) {
-      result[n] = states + state_offset(order.first_row[n] + position, head, columns);
+    for (int64_t n = 0; n < chunks; n += saved.interval) {
+      result[n] = states + state_offset(saved.first_row[n] + position, head, columns);
     }
     return result;
   }
@@ -147,16 +150,18 @@ struct NativeInputs {
 
 /// The chunked form, forward. Arguments as in aten_chunk_forward.
 template <class R>
-ChunkForwardResult
-native_chunk_forward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& initial_state,
-                     const std::optional<at::Tensor>& cu_seqlens, int64_t chunk_size, bool save_states) {
+ChunkForwardResult native_chunk_forward(const RuleInputs& in, double scale,
+                                        const std::optional<at::Tensor>& initial_state,
+                                        const std::optional<at::Tensor>& cu_seqlens, int64_t chunk_size,
+                                        bool save_states, int64_t state_interval) {
   return detail::with_arithmetic(in.v, [&]<class T>(T) -> ChunkForwardResult {
     const detail::NativeInputs<T> inputs("chunk_" + std::string(R::name), in, scale, cu_seqlens, chunk_size);
     const auto options = in.v.options().dtype(state_dtype(in.v));
     const int64_t heads = inputs.heads, documents = inputs.documents();
     auto out = at::empty(in.v.sizes(), in.v.options());
     auto final_state = at::empty({documents, heads, inputs.key_dim, inputs.value_dim}, options);
-    auto saved = at::empty({save_states ? inputs.order.rows : 0, heads, inputs.key_dim, inputs.value_dim}, options);
+    const SavedStates layout(inputs.order, state_interval);
+    auto saved = at::empty({save_states ? layout.rows : 0, heads, inputs.key_dim, inputs.value_dim}, options);
     const auto initial = initial_state ? initial_state->to(options.dtype()).contiguous() : at::Tensor();
     const auto kernels = kernels::cpu::rule_kernels<R, T>(kernels::cpu::chosen_instruction_set());
     const auto parts = detail::column_parts(inputs.value_dim, documents * heads, at::get_num_threads());
@@ -172,7 +177,7 @@ native_chunk_forward(const RuleInputs& in, double scale, const std::optional<at:
       task.final_state = detail::data<T>(final_state) + state;
       std::vector<T*> starts;
       if (save_states) {
-        starts = inputs.starts(detail::data<T>(saved), position, task.chunks(), head, columns);
+        starts = inputs.starts(layout, detail::data<T>(saved), position, task.chunks(), head, columns);
         task.starts = starts.data();
       }
       if (task.tokens > 0) {
@@ -188,7 +193,7 @@ native_chunk_forward(const RuleInputs& in, double scale, const std::optional<at:
 template <class R>
 RuleGradients native_chunk_backward(const RuleInputs& in, double scale, const std::optional<at::Tensor>& cu_seqlens,
                                     int64_t chunk_size, const at::Tensor& states, const at::Tensor& grad_out,
-                                    const std::optional<at::Tensor>& grad_final_state) {
+                                    const std::optional<at::Tensor>& grad_final_state, int64_t state_interval) {
   return detail::with_arithmetic(in.v, [&]<class T>(T) {
     const std::string op = "chunk_" + std::string(R::name) + "_backward";
     const detail::NativeInputs<T> inputs(op, in, scale, cu_seqlens, chunk_size);
@@ -204,12 +209,13 @@ RuleGradients native_chunk_backward(const RuleInputs& in, double scale, const st
     const auto grad_final = grad_final_state ? grad_final_state->to(options.dtype()).contiguous() : at::Tensor();
     const auto grad_output = grad_out.to(in.v.scalar_type());
     const auto kernels = kernels::cpu::rule_kernels<R, T>(kernels::cpu::chosen_instruction_set());
+    const SavedStates layout(inputs.order, state_interval);
     detail::for_each_task(documents * heads, [&](int64_t number) {
       const int64_t position = number / heads, document = inputs.order.document[position], head = number % heads;
       const detail::Columns columns{0, inputs.value_dim};
       kernels::cpu::BackwardTask<T> task;
       inputs.fill(task, document, head, columns);
-      const auto starts = inputs.starts(detail::const_data<T>(states), position, task.chunks(), head, columns);
+      const auto starts = inputs.starts(layout, detail::const_data<T>(states), position, task.chunks(), head, columns);
       task.starts = starts.data();
       const int64_t state = inputs.state_offset(document, head, columns);
       task.grad_final_state = grad_final.defined() ? detail::const_data<T>(grad_final) + state : nullptr;
@@ -237,7 +243,7 @@ RuleGradients native_chunk_backward(const RuleInputs& in, double scale, const st
       }
       task.grad_beta = R::corrects ? gates(grad_beta) : nullptr;
       task.grad_gate_stride = heads;
-      kernels.chunk_backward(task);
+      kernels::cpu::backward_between_states(kernels, task, state_interval);
     });
     RuleGradients result{.q = like_input(grad_q, in.q),
                          .k = like_input(grad_k, in.k),

@@ -110,6 +110,7 @@ struct RuleOptions {
   std::optional<at::Tensor> cu_seqlens;    ///< [N + 1] integer offsets of documents packed into a batch of one
   int64_t chunk_size = 64;                 ///< tokens per chunk of the chunked form
   Backend backend = Backend::automatic;    ///< what computes the chunked form
+  int64_t state_interval = 1;              ///< chunks from one state that is saved for backward to the next
 };
 
 inline double scale_or_default(const std::optional<double>& scale, const at::Tensor& k) {

@@ -42,6 +42,7 @@ from hybridattn.ops.rules import (
     step_lightning,
     step_linear_attention,
 )
+from hybridattn.ops.state_interval import state_interval, use_state_interval
 
 __all__ = [
     "BACKENDS",
@@ -71,6 +72,7 @@ __all__ = [
     "rms_norm",
     "short_convolution",
     "softmax_attention",
+    "state_interval",
     "step_delta_rule",
     "step_dplr_delta_rule",
     "step_gated_delta_rule",
@@ -80,4 +82,5 @@ __all__ = [
     "step_linear_attention",
     "use_backend",
     "use_instruction_set",
+    "use_state_interval",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hybridattn.ops.backend import choose_backend, record_call
+from hybridattn.ops.state_interval import state_interval
 
 Result = tuple[Tensor, Tensor | None]
 
@@ -59,7 +60,8 @@ def call_chunk(
     if chosen == "naive":
         return call_naive(rule, inputs, scale, initial_state, output_final_state, cu_seqlens)
     op = getattr(torch.ops.hybridattn, name)
-    out, state, _ = op(*inputs, _scale(scale, inputs.k), initial_state, cu_seqlens, chunk_size, False, chosen)
+    scale = _scale(scale, inputs.k)
+    out, state, _ = op(*inputs, scale, initial_state, cu_seqlens, chunk_size, False, chosen, state_interval())
     return out, state if output_final_state else None
 
 

@@ -1,5 +1,6 @@
 // Kernels read and write what they were given and nothing beside it: arrays of exactly their size, for a build with
 // AddressSanitizer; every instruction set, rules with and without gates, sizes that fit no tile. No torch here.
+#include <hybridattn/kernels/cpu/saved_states.h>
 #include <hybridattn/kernels/cpu/sets.h>
 
 #include <algorithm>
@@ -101,6 +102,15 @@ void run(InstructionSet set, int tokens, int keys, int values, int chunk) {
   backward.grad_a = Rows<float>::of(grad_a.get(), keys);
   backward.grad_b = Rows<float>::of(grad_b.get(), keys);
   kernels.chunk_backward(backward);
+  const std::vector<float> once(grad_q.get(), grad_q.get() + of_keys);
+  // The same from some of the states.
+  constexpr int64_t kInterval = 3;
+  for (int64_t n = 0; n < forward.chunks(); ++n) {
+    starts[n] = n % kInterval == 0 ? starts[n] : nullptr;
+  }
+  kernels.chunk_forward(forward);
+  backward_between_states(kernels, backward, kInterval);
+  CHECK(std::equal(once.begin(), once.end(), grad_q.get()));
   CHECK(all_finite(grad_q, of_keys));
   CHECK(all_finite(grad_k, of_keys));
   CHECK(all_finite(grad_v, of_values));

@@ -72,7 +72,8 @@ TEMPLATE_TEST_CASE("the chunked form is the recurrence", "", LinearAttentionRule
   const auto in = random_inputs<TestType>(packed ? 1 : 2, tokens);
   const auto borders = at::tensor({int64_t{0}, tokens / 3, tokens}, at::kLong);
   const auto state = at::randn({2, 4, 5, 3}, at::kDouble).requires_grad_(true);
-  RuleOptions options{.initial_state = state, .chunk_size = 16, .backend = backend};
+  const int64_t state_interval = GENERATE(1, 3);
+  RuleOptions options{.initial_state = state, .chunk_size = 16, .backend = backend, .state_interval = state_interval};
   if (packed) {
     options.cu_seqlens = borders;
   }

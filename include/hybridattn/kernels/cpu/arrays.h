@@ -27,7 +27,11 @@ struct Rows {
     return {const_cast<T*>(elements), false, stride, step};
   }
 
+  /// From row t on; nothing stays nothing.
   Rows from(int64_t t) const {
+    if (data == nullptr) {
+      return *this;
+    }
     const int64_t bytes = t * stride * static_cast<int64_t>(is_bfloat16 ? sizeof(Bfloat16) : sizeof(T));
     return {static_cast<char*>(data) + bytes, is_bfloat16, stride, step};
   }

@@ -21,7 +21,7 @@ inline void channel_forward(const ForwardTask<T>& task) {
 
   for (int64_t n = 0; n < task.chunks(); ++n) {
     const int64_t begin = n * task.chunk;
-    if (task.starts != nullptr) {
+    if (task.starts != nullptr && task.starts[n] != nullptr) {
       write_rows<T>(state, task.key_dim, task.value_dim, Rows<T>::of(task.starts[n], task.state_stride));
     }
     load_channel_chunk<R>(task, begin, chunk);
@@ -31,18 +31,19 @@ inline void channel_forward(const ForwardTask<T>& task) {
       solve<T>(chunk, out, solution);
     }
     const auto x = R::corrects ? solution : chunk.v; // what k writes
-    // O = D scale Q S + P X (+ PB U)
-    for_tiles<T>(chunk.rows, values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
-      chunk.upcoming.prefetch();
-      tile.zero();
-      tile.add(chunk.decayed_q, state, row, column, 0, keys);
-      tile.add(chunk.scores, x, row, column, 0, row + tile.kRows);
-      if constexpr (R::generalised) {
-        tile.add(chunk.b_scores, solution, row, column, 0, row + tile.kRows);
-      }
-      tile.store_to(out, row, column);
-    });
-    write_rows<T>(out, chunk.tokens, task.value_dim, task.out.from(begin));
+    if (task.out.data != nullptr) {                  // O = D scale Q S + P X (+ PB U)
+      for_tiles<T>(chunk.rows, values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+        chunk.upcoming.prefetch();
+        tile.zero();
+        tile.add(chunk.decayed_q, state, row, column, 0, keys);
+        tile.add(chunk.scores, x, row, column, 0, row + tile.kRows);
+        if constexpr (R::generalised) {
+          tile.add(chunk.b_scores, solution, row, column, 0, row + tile.kRows);
+        }
+        tile.store_to(out, row, column);
+      });
+      write_rows<T>(out, chunk.tokens, task.value_dim, task.out.from(begin));
+    }
     // S = diag(exp(gamma_C)) S + K^T X (+ B^T U), K and B decayed to the chunk's end
     for_tiles<T>(keys, values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
       chunk.upcoming.prefetch();

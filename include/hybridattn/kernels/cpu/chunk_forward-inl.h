@@ -29,7 +29,7 @@ inline void chunk_forward(const ForwardTask<T>& task) {
   const ChunkGates<T>& gates = chunk.gates;
   for (int64_t n = 0; n < task.chunks(); ++n) {
     const int64_t begin = n * task.chunk;
-    if (task.starts != nullptr) {
+    if (task.starts != nullptr && task.starts[n] != nullptr) {
       write_rows<T>(state, task.key_dim, task.value_dim, Rows<T>::of(task.starts[n], task.state_stride));
     }
     load_chunk<R>(task, begin, chunk);
@@ -51,20 +51,21 @@ inline void chunk_forward(const ForwardTask<T>& task) {
       x = writes;
       solve<T>(chunk, chunk.v, x);
     }
-    // O = D scale Q S + P X
     write_factor.set(x, chunk.rows, values);
-    score_rows.set(chunk.scores, chunk.rows, chunk.rows);
-    for_tiles<T, Products>(chunk.rows, values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
-      chunk.upcoming.prefetch();
-      tile.zero();
-      tile.template add<Products>(chunk.q_rows, state_factor, row, column, 0, keys);
-      tile.each([&](int i, int, Vector<T>& c) HYBRIDATTN_INLINE_LAMBDA {
-        c *= broadcast<T>(R::gated ? task.scale * gates.decay[row + i] : task.scale);
+    if (task.out.data != nullptr) { // O = D scale Q S + P X
+      score_rows.set(chunk.scores, chunk.rows, chunk.rows);
+      for_tiles<T, Products>(chunk.rows, values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
+        chunk.upcoming.prefetch();
+        tile.zero();
+        tile.template add<Products>(chunk.q_rows, state_factor, row, column, 0, keys);
+        tile.each([&](int i, int, Vector<T>& c) HYBRIDATTN_INLINE_LAMBDA {
+          c *= broadcast<T>(R::gated ? task.scale * gates.decay[row + i] : task.scale);
+        });
+        tile.template add<Products>(score_rows, write_factor, row, column, 0, row + tile.kRows);
+        tile.store_to(out, row, column);
       });
-      tile.template add<Products>(score_rows, write_factor, row, column, 0, row + tile.kRows);
-      tile.store_to(out, row, column);
-    });
-    write_rows<T>(out, chunk.tokens, task.value_dim, task.out.from(begin));
+      write_rows<T>(out, chunk.tokens, task.value_dim, task.out.from(begin));
+    }
     // S = exp(gamma_C) S + K^T (R X)
     if constexpr (R::gated) {
       scale_rows<T>(x, gates.remaining, chunk.rows, values, x);

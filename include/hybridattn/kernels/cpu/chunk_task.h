@@ -19,14 +19,26 @@ struct ChunkInputs {
   Rows<T> a, b;      ///< [T, K], of generalised rules
 
   int64_t chunks() const { return (tokens + chunk - 1) / chunk; }
+
+  /// The inputs of tokens [begin, begin + count).
+  ChunkInputs part(int64_t begin, int64_t count) const {
+    ChunkInputs result = *this;
+    result.tokens = count;
+    for (Rows<T>* rows : {&result.q, &result.k, &result.v, &result.channel_g, &result.a, &result.b}) {
+      *rows = rows->from(begin);
+    }
+    result.g = g == nullptr ? nullptr : g + begin * gate_stride;
+    result.beta = beta == nullptr ? nullptr : beta + begin * gate_stride;
+    return result;
+  }
 };
 
 template <class T>
 struct ForwardTask : ChunkInputs<T> {
   const T* initial_state = nullptr; ///< zero if null
   T* final_state = nullptr;
-  T* const* starts = nullptr; ///< per chunk, where the state at its start goes; null if nobody asks
-  Rows<T> out;                ///< [T, V], step 1
+  T* const* starts = nullptr; ///< per chunk, where the state at its start goes; null (all or one) if nobody asks
+  Rows<T> out;                ///< [T, V], step 1; null if only states are asked for
 };
 
 template <class T>
@@ -39,6 +51,19 @@ struct BackwardTask : ChunkInputs<T> {
   T *grad_g = nullptr, *grad_beta = nullptr; ///< [T], `grad_gate_stride` apart
   int64_t grad_gate_stride = 1;
   Rows<T> grad_channel_g, grad_a, grad_b; ///< [T, K], step 1
+
+  /// The task of tokens [begin, begin + count), with this one's `starts` and gradients of states.
+  BackwardTask part_backward(int64_t begin, int64_t count) const {
+    BackwardTask result = *this;
+    static_cast<ChunkInputs<T>&>(result) = this->part(begin, count);
+    for (Rows<T>* rows : {&result.grad_out, &result.grad_q, &result.grad_k, &result.grad_v, &result.grad_channel_g,
+                          &result.grad_a, &result.grad_b}) {
+      *rows = rows->from(begin);
+    }
+    result.grad_g = grad_g == nullptr ? nullptr : grad_g + begin * grad_gate_stride;
+    result.grad_beta = grad_beta == nullptr ? nullptr : grad_beta + begin * grad_gate_stride;
+    return result;
+  }
 };
 
 /// One token of one value head, the state updated in place.

@@ -8,15 +8,16 @@ HYBRIDATTN_INLINE Vector<T> sigmoid(Vector<T> x) {
   return x < 0 ? e * larger : larger;
 }
 
-/// Rows in scratch memory, widened and padded with zeros to whole vectors.
+/// Rows in scratch memory, widened and padded with zeros to whole vectors; `activation` holds sigmoid(x) where x is
+/// activated.
 template <class T>
 struct NormRows {
   int size, padded_size;
-  T *x, *gate, *grad, *result, *weight_sums;
+  T *x, *activation, *gate, *grad, *result, *weight_sums;
 
   explicit NormRows(const NormTask<T>& task) : size(task.size), padded_size(padded<T>(task.size)) {
     Arena::of_this_thread().lay_out([&](auto& memory) {
-      for (T** row : {&x, &gate, &grad, &result, &weight_sums}) {
+      for (T** row : {&x, &activation, &gate, &grad, &result, &weight_sums}) {
         *row = memory.template take<T>(static_cast<size_t>(padded_size));
       }
     });
@@ -44,13 +45,22 @@ HYBRIDATTN_INLINE Vector<T> norm_weight(const NormTask<T>& task, int column) {
   return load_part<T>(task.weight + column, left < Lanes<T>::count ? left : Lanes<T>::count, T(0));
 }
 
-/// 1 / sqrt(sum or mean of u^2 + eps), u being x or SiLU(x).
+/// u, which is x or SiLU(x), once `inverse_norm` was there.
+template <class T>
+HYBRIDATTN_INLINE Vector<T> activated(const NormTask<T>& task, const NormRows<T>& rows, int column) {
+  const Vector<T> x = load<T>(rows.x + column);
+  return task.activates ? x * load<T>(rows.activation + column) : x;
+}
+
+/// 1 / sqrt(sum or mean of u^2 + eps)
 template <class T>
 HYBRIDATTN_INLINE T inverse_norm(const NormTask<T>& task, const NormRows<T>& rows) {
   Vector<T> squares = {};
   rows.each([&](int column) HYBRIDATTN_INLINE_LAMBDA {
-    Vector<T> u = load<T>(rows.x + column);
-    u = task.activates ? u * sigmoid<T>(u) : u;
+    if (task.activates) {
+      store<T>(rows.activation + column, sigmoid<T>(load<T>(rows.x + column)));
+    }
+    const Vector<T> u = activated(task, rows, column);
     squares = fma(u, u, squares);
   });
   const T total = sum<T>(squares);
@@ -67,9 +77,7 @@ inline void norm_forward(const NormTask<T>& task) {
     }
     const Vector<T> inverse = broadcast<T>(inverse_norm(task, rows));
     rows.each([&](int column) HYBRIDATTN_INLINE_LAMBDA {
-      Vector<T> u = load<T>(rows.x + column);
-      u = task.activates ? u * sigmoid<T>(u) : u;
-      Vector<T> y = u * inverse * norm_weight(task, column);
+      Vector<T> y = activated(task, rows, column) * inverse * norm_weight(task, column);
       if (task.gate.data != nullptr) {
         const Vector<T> gate = load<T>(rows.gate + column);
         y *= gate * sigmoid<T>(gate);
@@ -95,9 +103,7 @@ inline void norm_backward(const NormTask<T>& task) {
     const T inverse = inverse_norm(task, rows);
     Vector<T> along = {};
     rows.each([&](int column) HYBRIDATTN_INLINE_LAMBDA {
-      Vector<T> u = load<T>(rows.x + column);
-      u = task.activates ? u * sigmoid<T>(u) : u;
-      const Vector<T> n = u * inverse, weight = norm_weight(task, column);
+      const Vector<T> n = activated(task, rows, column) * inverse, weight = norm_weight(task, column);
       Vector<T> grad = load<T>(rows.grad + column);
       if (task.gate.data != nullptr) {
         const Vector<T> gate = load<T>(rows.gate + column), s = sigmoid<T>(gate);
@@ -116,10 +122,10 @@ inline void norm_backward(const NormTask<T>& task) {
     }
     const T share = task.mean ? sum<T>(along) / static_cast<T>(task.size) : sum<T>(along);
     rows.each([&](int column) HYBRIDATTN_INLINE_LAMBDA {
-      const Vector<T> x = load<T>(rows.x + column);
-      const Vector<T> s = task.activates ? sigmoid<T>(x) : broadcast<T>(1), u = x * s;
+      const Vector<T> u = activated(task, rows, column);
       const Vector<T> grad = (load<T>(rows.grad + column) - u * (inverse * share)) * inverse;
-      store<T>(rows.result + column, task.activates ? grad * slope(x, s) : grad);
+      store<T>(rows.result + column,
+               task.activates ? grad * slope(load<T>(rows.x + column), load<T>(rows.activation + column)) : grad);
     });
     write_row<T>(rows.result, task.size, task.grad_x.from(row));
   }
