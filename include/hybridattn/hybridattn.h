@@ -4,6 +4,7 @@
 #include "hybridattn/core/check.h"
 #include "hybridattn/core/cpu_features.h"
 #include "hybridattn/core/freed_memory.h"
+#include "hybridattn/core/huge_pages.h"
 #include "hybridattn/core/json_fields.h"
 #include "hybridattn/core/nearest.h"
 
@@ -11,10 +12,12 @@
 #include "hybridattn/kernels/cpu/chunk_task.h"
 #include "hybridattn/kernels/cpu/instruction_set.h"
 #include "hybridattn/kernels/cpu/norm_task.h"
+#include "hybridattn/kernels/cpu/rotary_task.h"
 #include "hybridattn/kernels/cpu/saved_states.h"
 #include "hybridattn/kernels/cpu/sets.h"
 
 #include "hybridattn/ops/alignment_loss.h"
+#include "hybridattn/ops/apply_rotary.h"
 #include "hybridattn/ops/aten_channel_backward.h"
 #include "hybridattn/ops/aten_channel_forward.h"
 #include "hybridattn/ops/aten_chunk_backward.h"

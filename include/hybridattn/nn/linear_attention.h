@@ -14,9 +14,9 @@
 #include "hybridattn/nn/mixer.h"
 #include "hybridattn/nn/norm.h"
 #include "hybridattn/nn/token_shift.h"
+#include "hybridattn/ops/apply_rotary.h"
 #include "hybridattn/ops/chunk_rule.h"
 #include "hybridattn/ops/norm.h"
-#include "hybridattn/ops/rotary.h"
 #include "hybridattn/ops/short_convolution.h"
 #include "hybridattn/ops/step_rule.h"
 

@@ -6,8 +6,8 @@
 
 #include "hybridattn/nn/mixer.h"
 #include "hybridattn/nn/norm.h"
+#include "hybridattn/ops/apply_rotary.h"
 #include "hybridattn/ops/attention.h"
-#include "hybridattn/ops/rotary.h"
 
 namespace hybridattn::nn {
 

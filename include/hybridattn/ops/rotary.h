@@ -1,4 +1,5 @@
-// Rotary position embedding (Su et al., arXiv 2104.09864) with the frequency scalings of Transformers 5.
+// Frequencies and angles of rotary position embedding (Su et al., arXiv 2104.09864) with the scalings of
+// Transformers 5.
 #pragma once
 
 #include <ATen/ops/arange.h>
@@ -142,20 +143,6 @@ inline std::pair<at::Tensor, at::Tensor> rotary_cos_sin(const RotaryFrequencies&
   const auto angle = at::cat({half, half}, -1);
   return {(angle.cos() * frequencies.attention_scaling).to(dtype),
           (angle.sin() * frequencies.attention_scaling).to(dtype)};
-}
-
-/// Rotates the first R of each head's dimensions, halves paired as in Llama.
-/// @param x [B, T, H, K]  @param cos, sin [B or 1, T, R], R <= K  @returns [B, T, H, K] in x's dtype
-inline at::Tensor apply_rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
-  HA_CHECK(x.dim() == 4 && cos.dim() == 3 && cos.sizes() == sin.sizes() && cos.size(1) == x.size(1) &&
-               cos.size(2) <= x.size(3),
-           "apply_rotary: cos and sin must be [B, ", x.size(1), ", R] with R <= ", x.size(-1), ", got ", cos.sizes(),
-           " and ", sin.sizes());
-  const int64_t rotary = cos.size(2), half = rotary / 2;
-  const auto turning = x.narrow(3, 0, rotary);
-  const auto turned = at::cat({turning.narrow(3, half, half).neg(), turning.narrow(3, 0, half)}, 3);
-  const auto out = (turning * cos.unsqueeze(2) + turned * sin.unsqueeze(2)).to(x.scalar_type());
-  return rotary == x.size(3) ? out : at::cat({out, x.narrow(3, rotary, x.size(3) - rotary)}, 3);
 }
 
 } // namespace hybridattn::ops

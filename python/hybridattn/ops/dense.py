@@ -66,23 +66,32 @@ def _row_norm(
     activates: bool,
     backend: str | None,
 ) -> Tensor:
+    return _ops.row_norm(x, weight, gate, eps, mean, activates, _chosen(name, x, backend))
+
+
+def _chosen(name: str, x: Tensor, backend: str | None) -> str:
+    """The backend of one call, recorded."""
     chosen = choose_backend(name, backend, x)
     chosen = "aten" if chosen == "naive" else chosen  # which of rules alone is another computation
     record_call(name, chosen)
-    return _ops.row_norm(x, weight, gate, eps, mean, activates, chosen)
+    return chosen
 
 
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the first R of each head's dimensions, halves paired as in Llama.
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str | None = None) -> Tensor:
+    """Rotates the first R of each head's dimensions, halves paired as in Llama; the same bits on every backend.
 
     Args:
         x: ``[B, T, H, K]``.
-        cos, sin: ``[B or 1, T, R]``, R <= K.
+        cos, sin: ``[B or 1, T, R]``, R even and <= K.
+        backend: forces ``native`` or ``aten``.
 
     Returns:
         ``[B, T, H, K]`` in x's dtype.
+
+    Raises:
+        ValueError: shapes disagree, or the backend cannot compute on `x`.
     """
-    return _ops.apply_rotary(x, cos, sin)
+    return _ops.apply_rotary(x, cos, sin, False, _chosen("apply_rotary", x, backend))
 
 
 def short_convolution(

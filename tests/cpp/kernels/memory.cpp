@@ -183,6 +183,16 @@ TEST_CASE("kernels touch only what they were given") {
       CHECK(all_finite(out, count));
       CHECK(all_finite(grad_gate, count));
       CHECK(all_finite(grad_weight, size));
+      RotaryTask<float> rotary;
+      rotary.tokens = rotary.heads = 1;
+      rotary.size = static_cast<int>(count);
+      rotary.half = size;
+      rotary.x = Rows<float>::of(x.get(), 0);
+      rotary.out = Rows<float>::of(out.get(), 0);
+      rotary.cos = rotary.sin = Rows<float>::of(gate.get(), 0);
+      rotary_kernel<float>(set)(rotary);
+      CHECK(out[0] == x[0] * gate[0] - x[size] * gate[0]);
+      CHECK(out[count - 1] == x[count - 1]);
     }
   }
 }

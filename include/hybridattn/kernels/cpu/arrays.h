@@ -28,11 +28,16 @@ struct Rows {
   }
 
   /// From row t on; nothing stays nothing.
-  Rows from(int64_t t) const {
+  Rows from(int64_t t) const { return moved(t * stride); }
+  /// From column c on.
+  Rows columns_from(int64_t c) const { return moved(c * step); }
+
+private:
+  Rows moved(int64_t elements) const {
     if (data == nullptr) {
       return *this;
     }
-    const int64_t bytes = t * stride * static_cast<int64_t>(is_bfloat16 ? sizeof(Bfloat16) : sizeof(T));
+    const int64_t bytes = elements * static_cast<int64_t>(is_bfloat16 ? sizeof(Bfloat16) : sizeof(T));
     return {static_cast<char*>(data) + bytes, is_bfloat16, stride, step};
   }
 };

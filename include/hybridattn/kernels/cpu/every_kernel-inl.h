@@ -13,4 +13,5 @@
 #include <hybridattn/kernels/cpu/rule_kernels-inl.h>
 #include <hybridattn/kernels/cpu/divergence-inl.h>
 #include <hybridattn/kernels/cpu/norm-inl.h>
+#include <hybridattn/kernels/cpu/rotary-inl.h>
 // clang-format on

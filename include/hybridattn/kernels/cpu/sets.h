@@ -6,6 +6,7 @@
 #include <hybridattn/kernels/cpu/chunk_task.h>
 #include <hybridattn/kernels/cpu/instruction_set.h>
 #include <hybridattn/kernels/cpu/norm_task.h>
+#include <hybridattn/kernels/cpu/rotary_task.h>
 
 #include <cmath>
 #include <limits>
@@ -123,6 +124,28 @@ NormKernels<T> norm_kernels(InstructionSet set) {
 #endif
   static_cast<void>(set);
   return portable::norm_kernels<T>();
+}
+
+/// Rotary embedding with arithmetic in T; see rotary_task.h.
+template <class T>
+using RotaryKernel = void (*)(const RotaryTask<T>&);
+
+template <class T>
+RotaryKernel<T> rotary_kernel(InstructionSet set) {
+#if HYBRIDATTN_X86_KERNELS
+  switch (set) {
+  case InstructionSet::amx:
+  case InstructionSet::avx512_bf16:
+  case InstructionSet::avx512:
+    return avx512::rotate<T>;
+  case InstructionSet::avx2:
+    return avx2::rotate<T>;
+  case InstructionSet::portable:
+    break;
+  }
+#endif
+  static_cast<void>(set);
+  return portable::rotate<T>;
 }
 
 /// KL(softmax(left) || softmax(right)) of two rows of logits; see divergence-inl.h.
