@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from hybridattn import hf
 from hybridattn.calibration.fit import (
     no_decay,
-    open_output_gate,
     set_decay,
+    set_output_gate,
     set_write_strength,
     straighten_similarity,
 )
@@ -38,10 +38,10 @@ def calibrate(
     """Sets the gates of a converted student's mixers, in place, from the teacher's attention on training sequences.
 
     Per layer and head: the decay from the mean attention distance, the write strength from the attention that each token
-    receives, the output gate open, queries and keys in the range where their activation keeps angles. What a kind of
-    mixer lacks stays as it is, and the plan says so. A second call with the same data finds what the first one left.
-    Layers are done one after another while the teacher runs, so memory holds one layer's activations, and attention
-    scores of a few queries.
+    receives, the output gate from the size of the head's output, queries and keys in the range where their activation keeps
+    angles. What a kind of mixer lacks stays as it is, and the plan says so. A second call with the same data finds what
+    the first one left. Layers are done one after another while the teacher runs, so memory holds one layer's
+    activations, and attention scores of a few queries.
 
     The idea of starting from attention statistics is that of Taylor-Calibrate (arXiv 2606.16429); formulas and fits are
     this library's own (docs/convert.md).
@@ -69,8 +69,11 @@ def calibrate(
     plan = TransferPlan()
     with ExitStack() as hooks:
         for layer, mixer in mixers.items():
-            hook = partial(_at_layer, layer, mixer, batch, plan)
-            hooks.callback(hf.attention(teacher, layer).register_forward_pre_hook(hook, with_kwargs=True).remove)
+            attention: Any = hf.attention(teacher, layer)
+            read: dict[str, Any] = {}
+            hook = partial(_at_output, layer, mixer, batch, plan, attention, read)
+            hooks.callback(attention.register_forward_pre_hook(partial(_at_input, read), with_kwargs=True).remove)
+            hooks.callback(attention.o_proj.register_forward_pre_hook(hook).remove)
         hf.hidden_states(teacher, batch)
     known = getattr(student, "transfer_plan", None)
     if known is not None:
@@ -103,28 +106,38 @@ def _sequences(data: BatchSource, count: int, seed: int) -> Batch:
         raise ValueError(
             f"calibrate: no token of {count} training sequences counts in the loss (loss_mask); raise `sequences`"
         )
+    if batch.input_ids.shape[1] < 2 or (batch.position_ids is not None and not batch.position_ids.any()):
+        raise ValueError("calibrate: no training document has two tokens; give longer documents")
     return batch
 
 
-def _at_layer(
+def _at_input(read: dict[str, Any], attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of a teacher's attention module: keeps what it reads."""
+    read["hidden_states"] = args[0] if args else kwargs["hidden_states"]
+    read["rotary"] = kwargs["position_embeddings"]
+
+
+def _at_output(
     layer: int,
     mixer: LinearAttention,
     batch: Batch,
     plan: TransferPlan,
     attention: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    read: dict[str, Any],
+    _projection: nn.Module,
+    args: tuple[Tensor],
 ) -> None:
-    """Forward pre-hook of a teacher's attention module: calibrates the mixer of its layer."""
-    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+    """Forward pre-hook of its o_proj, which reads the heads' outputs: calibrates the mixer of the layer."""
+    hidden, rotary = read.pop("hidden_states"), read.pop("rotary")
     shape = batch.input_ids.shape
     positions = batch.position_ids
     if positions is None:
         positions = torch.arange(shape[1], device=hidden.device).expand(shape)
     counted = torch.ones_like(positions, dtype=torch.bool) if batch.loss_mask is None else batch.loss_mask.bool()
-    found = attention_statistics(attention, hidden, kwargs["position_embeddings"], positions, counted)
+    found = attention_statistics(attention, hidden, rotary, positions, counted)
     received = found.received[counted]
-    if not (found.distance.isfinite().all() and received.isfinite().all()):
+    heads = args[0][counted].unflatten(-1, (mixer.options.num_heads, -1))  # [N, H, V]
+    if not (found.distance.isfinite().all() and received.isfinite().all() and heads.isfinite().all()):
         raise ValueError(
             f"calibrate: the attention of the teacher's layer {layer} is not finite on these sequences; check the teacher's "
             "weights, and load it in float32 if it is in float16"
@@ -138,7 +151,7 @@ def _at_layer(
         words = f"half-lives of {times.min():.3g} to {times.max():.3g} tokens"
         notes |= set_decay(mixer, lambda: mixer.gates(x)["g"][counted], target, words)
     notes |= set_write_strength(mixer, x, counted, received)
-    notes |= open_output_gate(mixer, x, counted)
+    notes |= set_output_gate(mixer, x, counted, heads.double().square().mean(2).sqrt().mean(0))
     plan += [PlanEntry(layer, "calibrated", "", name, note) for name, note in notes.items()]
     scaled = straighten_similarity(mixer, x, counted)
     plan += [PlanEntry(layer, "calibrated", name, name, note) for name, note in scaled.items()]

@@ -24,8 +24,6 @@ from hybridattn.nn.token_shift import ProjectionInputs
 RIDGE = 1e-2
 """Weight of the penalty on a fit's weights, in mean squares of the inputs."""
 LARGEST_LOGIT = 4.0
-OPEN_GATE = 1.2784645427610738
-"""SiLU is 1 here."""
 SMALL = 0.25
 """Root mean square of queries and keys before SiLU, where it is nearly linear."""
 LARGEST_BIAS = 8.0
@@ -140,21 +138,34 @@ def set_write_strength(
     return {"b_proj.weight": "ridge fit to the attention that each token receives"}
 
 
-def open_output_gate(mixer: LinearAttention, x: ProjectionInputs, counted: Tensor) -> dict[str, str]:
-    """Fits the output gate to 1, so that nothing is lost before it has learned what to hold back; a sigmoid, which starts
-    half open for every token, stays."""
+def set_output_gate(mixer: LinearAttention, x: ProjectionInputs, counted: Tensor, size: Tensor) -> dict[str, str]:
+    """Fits the output gate to a constant per head: what leaves the norm with a mean square of 1 gets the size of the
+    teacher's head, where a new gate lets through little and of either sign. Gates that are a sigmoid, and mixers without
+    an output norm, stay as they are.
+
+    Args:
+        size: [H], root mean square of what the teacher's o_proj reads from each head at a token, averaged over tokens.
+    """
     activation, projection = mixer.options.gate_activation, mixer.g_proj
-    if projection is None or activation == "sigmoid":
+    if projection is None or mixer.o_norm is None or activation == "sigmoid":
         return {}
     inputs, name = x["g_proj"][counted], "g_proj.weight"
     if isinstance(projection, LowRank):
         inputs, name = projection.down(inputs), "g_proj.up.weight"
         inputs = inputs.sigmoid() if activation == "inner_sigmoid" else inputs
-    wanted = 1.0 if activation == "inner_sigmoid" else OPEN_GATE
-    weight = ridge(inputs, inputs.new_full((len(inputs), 1), wanted)).T
-    parameter = mixer.get_parameter(name)
-    _copy(parameter, weight.expand(len(parameter), -1))
-    return {name: "ridge fit to an open gate"}
+    wanted = size if activation == "inner_sigmoid" else silu_inverse(size.double())
+    weight = ridge(inputs, wanted.expand(len(inputs), -1)).T  # [H, D]
+    _copy(mixer.get_parameter(name), weight.repeat_interleave(mixer.options.value_head_dim, 0))
+    return {name: "ridge fit to the size of the teacher's heads"}
+
+
+def silu_inverse(y: Tensor) -> Tensor:
+    """z >= 0 with SiLU(z) = y, by Newton's method: SiLU is convex and rises up to 2.4, is nearly the identity beyond."""
+    z = 2 * y.clamp_max(1) + (y - 1).clamp_min(0)
+    for _ in range(20):
+        gate = z.sigmoid()
+        z = (z - (z * gate - y) / (gate * (1 + z * (1 - gate)))).clamp_min(0)
+    return z
 
 
 def _copy(parameter: Tensor, values: Tensor) -> None:

@@ -26,11 +26,15 @@ FASTEST_DECAY = -5.0
 class AttentionStatistics:
     """Of one layer, over the queries that count.
 
+    A document's first token is left out of what describes the others: many heads park on it the attention that they have
+    no use for (attention sinks, Xiao et al., arXiv 2309.17453), which says nothing about memory.
+
     Attributes:
-        distance: [H] fp64, mean number of tokens from a query back to what it attends to.
+        distance: [H] fp64, mean number of tokens from a query back to what it attends to, without the first token.
         received: [B, T, H] fp32, attention that a token receives from the queries that see it, relative to attention that
-            is the same for all visible tokens: 1 is average, 0 is never read.
-        visible: [N] fp64, entry n: how many queries see n + 1 tokens.
+            is the same for all visible tokens; of the attention that is not on the first token, except for itself. 1 is
+            average, 0 is never read.
+        visible: [N] fp64, entry n: how many queries see n + 1 tokens besides the first one.
     """
 
     distance: Tensor
@@ -56,8 +60,9 @@ def attention_statistics(
     q, k = (ops.apply_rotary(x, *rotary).float() for x in (q, k))
     window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
     batch, tokens, heads = q.shape[:3]
-    visible = position_ids + 1 if window is None else (position_ids + 1).clamp_max(window)
-    distance = torch.zeros(heads, dtype=torch.float64, device=q.device)
+    visible = (position_ids + 1).clamp_max(window or tokens)
+    besides = position_ids.clamp_max(window or tokens)
+    mass, distance = (torch.zeros(heads, dtype=torch.float64, device=q.device) for _ in range(2))
     received = torch.zeros(batch, heads, tokens, device=q.device)
     places = torch.arange(tokens, device=q.device)
     step = max(1, CHUNK_SCORES // (heads * tokens))
@@ -68,12 +73,17 @@ def attention_statistics(
             back = places[chunk, None] - places  # [C, T]
             seen = (back >= 0) & (back < visible[row, chunk, None])
             shares = _shares(q[row, chunk], k[row], seen, attention.scaling) * counted[row, chunk, None]
-            distance += (shares * back).sum((1, 2)).double()
+            later = shares * (back < position_ids[row, chunk, None])
+            mass += later.sum((1, 2)).double()
+            distance += (later * back).sum((1, 2)).double()
             received[row] += (shares * visible[row, chunk, None]).sum(1)
             readers += (seen & counted[row, chunk, None]).sum(0)
         received[row] /= readers.clamp_min(1)
-    histogram = torch.bincount(visible[counted] - 1).double()
-    return AttentionStatistics(distance / histogram.sum(), received.transpose(1, 2), histogram)
+    histogram = torch.bincount(besides[counted & (besides > 0)] - 1).double()
+    share = (mass / histogram.sum()).float()[:, None]
+    first = (position_ids == 0)[:, None]
+    received = torch.where(first, received, received / share)
+    return AttentionStatistics(distance / mass, received.transpose(1, 2), histogram)
 
 
 def _shares(q: Tensor, k: Tensor, seen: Tensor, scale: float) -> Tensor:

@@ -18,6 +18,7 @@ from transformers import (
 import hybridattn as ha
 from hybridattn import hf
 from hybridattn.calibration import statistics
+from hybridattn.calibration.fit import silu_inverse
 from hybridattn.calibration.statistics import attention_statistics, decay_of_distance
 from hybridattn.data import TokenData
 
@@ -80,11 +81,14 @@ def test_statistics_are_those_of_the_teachers_own_attention(family, chunk, monke
         )
         back = torch.arange(24)[:, None] - torch.arange(24)
         weights = weights * counted[:, None, :, None]
-        expected = (weights * back).sum((0, 2, 3)) / counted.sum()
+        later = weights * (positions > 0)[:, None, None, :]
+        expected = (later * back).sum((0, 2, 3)) / later.sum((0, 2, 3))
         torch.testing.assert_close(found.distance, expected.double(), atol=1e-4, rtol=1e-4)
         visible = (weights > 0).any(1)  # [B, T, T]
         relative = (weights * visible.sum(-1)[:, None, :, None]).sum(2) / visible.sum(1).clamp_min(1)[:, None]
-        torch.testing.assert_close(found.received, relative.transpose(1, 2), atol=1e-4, rtol=1e-4)
+        queries = (counted & (positions > 0)).sum()
+        share = torch.where(positions[:, None] > 0, later.sum((0, 2, 3))[:, None] / queries, 1)
+        torch.testing.assert_close(found.received, (relative / share).transpose(1, 2), atol=1e-4, rtol=1e-4)
 
 
 def test_decay_of_an_endless_past_has_the_closed_form():
@@ -181,7 +185,7 @@ def test_other_forms_of_the_gates(options):
 
 
 @torch.no_grad()
-def test_an_open_output_gate_is_near_one_and_equal_seeds_give_equal_bits():
+def test_the_output_gate_has_the_size_of_the_teachers_heads_and_equal_seeds_give_equal_bits():
     teacher, data = small_teacher(), packed_data()
     students = [ha.convert(teacher, verbose=False) for _ in range(3)]
     for student, seed in zip(students, (0, 0, 1), strict=True):
@@ -189,14 +193,26 @@ def test_an_open_output_gate_is_near_one_and_equal_seeds_give_equal_bits():
     first, same, other = (tensors(student) for student in students)
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
-    hidden = []
-    hf.attention(teacher, 0).register_forward_pre_hook(
+    hidden, heads = [], []
+    attention = hf.attention(teacher, 0)
+    attention.register_forward_pre_hook(
         lambda module, args, kwargs: hidden.append(kwargs["hidden_states"]), with_kwargs=True
     )
+    attention.o_proj.register_forward_pre_hook(lambda module, args: heads.append(args[0]))
     hf.hidden_states(teacher, next(data.train_batches(4)))
-    gate = torch.nn.functional.silu(students[0].mixers()[0].g_proj(hidden[0]))
-    plain = torch.nn.functional.silu(ha.convert(teacher, verbose=False).mixers()[0].g_proj(hidden[0]))
-    assert (gate - 1).square().mean() < 0.5 * (plain - 1).square().mean()
+    size = heads[0].unflatten(-1, (4, -1)).square().mean(3).sqrt().mean((0, 1))
+    gates = [
+        torch.nn.functional.silu(student.mixers()[0].g_proj(hidden[0])).unflatten(-1, (4, -1))
+        for student in (students[0], ha.convert(teacher, verbose=False))
+    ]
+    distance, plain = (((gate - size[:, None]) / size[:, None]).square().mean() for gate in gates)
+    assert distance < 0.5 * plain
+
+
+@pytest.mark.parametrize("size", [0.001, 0.2, 1.0, 7.0, 500.0])
+def test_the_inverse_of_silu(size):
+    z = silu_inverse(torch.tensor([size], dtype=torch.float64))
+    assert torch.nn.functional.silu(z).item() == pytest.approx(size, rel=1e-9)
 
 
 def test_held_out_text_is_not_read_and_masked_tokens_do_not_count():
