@@ -96,6 +96,7 @@
 #include "hybridattn/distill/stage.h"
 #include "hybridattn/distill/trainer.h"
 
+#include "hybridattn/select/agreement.h"
 #include "hybridattn/select/bootstrap.h"
 #include "hybridattn/select/cost.h"
 #include "hybridattn/select/criterion.h"
