@@ -17,7 +17,7 @@ from benchmarks.memory import MemoryMeter
 from benchmarks.registry import Goal, Work, benchmark, find, matching
 from benchmarks.result import Effort, load, measure_case, memory_ratio, reached
 
-from benchmarks import entries, machine, result, roofline, run
+from benchmarks import entries, machine, profile_stages, result, roofline, run
 
 entries.load()
 
@@ -226,3 +226,18 @@ def test_results_of_an_older_layout_are_refused(tmp_path):
     (tmp_path / "old.json").write_text(json.dumps({"machine": {"cpu": "x"}, "results": []}))
     with pytest.raises(SystemExit, match=r"old\.json has no peaks of its machine: measured by an older version"):
         run.main(["--replot", str(tmp_path / "old.json")])
+
+
+def test_the_profile_of_a_stage_tells_kinds_of_ops_apart(tmp_path, capsys):
+    out = tmp_path / "new/profile.json"
+    command = ["--model", "tiny", "--batch", "1", "--tokens", "16", "--dtype", "float32", "--out", str(out)]
+    profile_stages.main(command)
+    content = json.loads(out.read_text())
+    assert content["case"] == {"model": "tiny", "B": 1, "T": 16, "dtype": "float32"}
+    assert content["machine"]["versions"]["torch"] == str(torch.__version__)
+    for shares in content["shares"].values():
+        assert sum(shares.values()) == pytest.approx(1)
+        assert {"matrix products", "rules", "rotary embedding of mixers", "loss", "optimiser"} <= set(shares)
+        assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    assert set(content["shares"]) == {"align", "match"}
+    assert "rules" in capsys.readouterr().out

@@ -31,7 +31,8 @@ inline void channel_forward(const ForwardTask<T>& task) {
       solve<T>(chunk, out, solution);
     }
     const auto x = R::corrects ? solution : chunk.v; // what k writes
-    if (task.out.data != nullptr) {                  // O = D scale Q S + P X (+ PB U)
+    // O = D scale Q S + P X (+ PB U)
+    if (task.out.data != nullptr) {
       for_tiles<T>(chunk.rows, values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
         chunk.upcoming.prefetch();
         tile.zero();

@@ -52,7 +52,8 @@ inline void chunk_forward(const ForwardTask<T>& task) {
       solve<T>(chunk, chunk.v, x);
     }
     write_factor.set(x, chunk.rows, values);
-    if (task.out.data != nullptr) { // O = D scale Q S + P X
+    // O = D scale Q S + P X
+    if (task.out.data != nullptr) {
       score_rows.set(chunk.scores, chunk.rows, chunk.rows);
       for_tiles<T, Products>(chunk.rows, values, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
         chunk.upcoming.prefetch();
