@@ -4,6 +4,7 @@
 #include "hybridattn/core/check.h"
 #include "hybridattn/core/cpu_features.h"
 #include "hybridattn/core/freed_memory.h"
+#include "hybridattn/core/fresh_tensor.h"
 #include "hybridattn/core/huge_pages.h"
 #include "hybridattn/core/json_fields.h"
 #include "hybridattn/core/nearest.h"

@@ -27,6 +27,7 @@ struct CpuFeatures {
   bool amx_tile = false;
   bool amx_bf16 = false;
   bool neon = false;
+  bool is_intel = false; ///< whose processors oneMKL is made for
 
   /// Every set with its name, as Linux spells it in /proc/cpuinfo.
   std::vector<std::pair<std::string, bool>> named() const {
@@ -60,6 +61,9 @@ inline CpuFeatures detect_cpu_features() {
   };
   const auto bit = [](unsigned value, int index) { return ((value >> index) & 1u) != 0; };
 
+  constexpr unsigned kGenu = 0x756e6547, kIneI = 0x49656e69, kNtel = 0x6c65746e;
+  const Registers vendor = cpuid(0, 0);
+  found.is_intel = vendor.b == kGenu && vendor.d == kIneI && vendor.c == kNtel;
   const Registers basic = cpuid(1, 0);
   if (!bit(basic.c, 27)) {
     return found; // no OSXSAVE: the operating system keeps no vector registers across a task switch

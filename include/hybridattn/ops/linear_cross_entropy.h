@@ -28,7 +28,8 @@ inline LinearLossResult linear_cross_entropy_forward(const at::Tensor& hidden, c
            op, ": labels must be in [0, ", head.size(0), ") or ", kIgnoredLabel);
   const auto weights = valid.to(state_dtype(hidden));
   return linear_loss(
-      hidden, head, weights, chunk_size, hidden_grad, head_grad, [&](const LossChunk& part, at::Tensor& logits) {
+      hidden, head, weights, chunk_size, Backend::automatic, hidden_grad, head_grad,
+      [&](const LossChunk& part, at::Tensor& logits) {
         const auto index = targets.narrow(0, part.begin, part.count).unsqueeze(-1);
         auto log_q = at::log_softmax(logits, -1);
         const auto loss = log_q.gather(-1, index).squeeze(-1).neg();

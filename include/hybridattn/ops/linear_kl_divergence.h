@@ -117,12 +117,12 @@ inline LinearLossResult linear_kl_divergence_forward(const at::Tensor& student_h
            options.kind, "', known are forward, reverse, jsd");
   HA_CHECK(options.temperature > 0, op, ": temperature must be positive, got ", options.temperature);
   HA_CHECK(options.jsd_beta > 0 && options.jsd_beta < 1, op, ": jsd_beta must be in (0, 1), got ", options.jsd_beta);
-  const LinearHead teacher(teacher_hidden, teacher_head);
+  const LinearHead teacher(teacher_hidden, teacher_head, options.backend);
   const auto weights = options.weights ? options.weights->reshape({-1}).to(state_dtype(student_hidden)) : at::Tensor();
   const int64_t chunk = linear_loss_chunk(options.chunk_size, teacher.hidden.size(0), student_head);
-  const auto buffer = at::empty({chunk, teacher_head.size(0)}, teacher.head.options());
+  const auto buffer = fresh_tensor({chunk, teacher_head.size(0)}, teacher_head.options().dtype(state_dtype(teacher_hidden)));
   const bool native = options.kind != "jsd" && runs_native(op, options.backend, buffer);
-  return linear_loss(student_hidden, student_head, weights, options.chunk_size, hidden_grad, head_grad,
+  return linear_loss(student_hidden, student_head, weights, options.chunk_size, options.backend, hidden_grad, head_grad,
                      [&](const LossChunk& part, at::Tensor& logits) {
                        auto teacher_logits = teacher.logits(part.begin, part.count, buffer);
                        return native ? detail::native_divergence(logits, teacher_logits, options, part)

@@ -2,13 +2,12 @@
 // few. Letters: N tokens, D hidden, V vocabulary.
 #pragma once
 
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/dot.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
-#include <ATen/ops/zeros.h>
 #include <ATen/TensorOperators.h>
 #include <hybridattn/core/check.h>
+#include <hybridattn/core/fresh_tensor.h>
+#include <hybridattn/ops/matrix_product.h>
 #include <hybridattn/ops/rule.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
@@ -41,19 +40,22 @@ inline void check_linear(const std::string& op, const char* who, const at::Tenso
 }
 
 /// Logits in fp32 (fp64 for fp64 hidden states). Rounding them to bf16 before a softmax would cost up to a fifth of the
-/// gradient, so narrower operands are widened.
+/// gradient.
 struct LinearHead {
   at::Tensor hidden, head;
+  MatrixProducts products;
 
-  LinearHead(const at::Tensor& hidden_states, const at::Tensor& weight)
-      : hidden(hidden_states.reshape({-1, hidden_states.size(-1)})), head(weight.to(state_dtype(hidden_states))) {}
+  LinearHead(const at::Tensor& hidden_states, const at::Tensor& weight, Backend backend)
+      : hidden(hidden_states.reshape({-1, hidden_states.size(-1)})), products(backend, hidden_states, weight) {
+    head = products.native ? weight : weight.to(state_dtype(hidden_states)); // once, rather than in every product
+  }
 
-  at::Tensor rows(int64_t begin, int64_t count) const { return hidden.narrow(0, begin, count).to(head.scalar_type()); }
+  at::Tensor rows(int64_t begin, int64_t count) const { return hidden.narrow(0, begin, count); }
   /// Logits [count, V] in the memory of `buffer` [chunk, V]. One buffer serves all chunks: touching fresh pages for
   /// each would cost more than the softmax.
   at::Tensor logits(int64_t begin, int64_t count, const at::Tensor& buffer) const {
     auto result = buffer.narrow(0, 0, count);
-    at::mm_out(result, rows(begin, count), head.t());
+    products(result, rows(begin, count), head.t());
     return result;
   }
 };
@@ -77,16 +79,19 @@ struct LossChunk {
 ///        gradient of the weighted losses where that is wanted
 template <class LossAndGradient>
 LinearLossResult linear_loss(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& weights,
-                             int64_t chunk_size, bool hidden_grad, bool head_grad,
+                             int64_t chunk_size, Backend backend, bool hidden_grad, bool head_grad,
                              LossAndGradient&& loss_and_gradient) {
-  const LinearHead linear(hidden, head);
+  const LinearHead linear(hidden, head, backend);
   const int64_t tokens = linear.hidden.size(0), vocabulary = head.size(0);
   const int64_t chunk = linear_loss_chunk(chunk_size, tokens, head);
-  const auto options = linear.head.options();
-  const auto buffer = at::empty({chunk, vocabulary}, options);
+  const auto options = head.options().dtype(state_dtype(hidden));
+  const auto buffer = fresh_tensor({chunk, vocabulary}, options);
   auto loss = at::empty({tokens}, options);
   auto grad_hidden = at::empty(hidden_grad ? linear.hidden.sizes() : at::IntArrayRef{0}, options);
-  auto grad_head = head_grad ? at::zeros(head.sizes(), options) : at::empty({0}, options);
+  auto grad_head = fresh_tensor(head_grad ? head.sizes() : at::IntArrayRef{0}, options);
+  if (tokens == 0) {
+    grad_head.zero_();
+  }
   for (int64_t begin = 0; begin < tokens; begin += chunk) {
     const int64_t count = std::min(chunk, tokens - begin);
     auto logits = linear.logits(begin, count, buffer);
@@ -95,10 +100,10 @@ LinearLossResult linear_loss(const at::Tensor& hidden, const at::Tensor& head, c
     loss.narrow(0, begin, count).copy_(loss_and_gradient(part, logits));
     if (hidden_grad) {
       auto rows = grad_hidden.narrow(0, begin, count);
-      at::mm_out(rows, logits, linear.head);
+      linear.products(rows, logits, linear.head);
     }
     if (head_grad) {
-      grad_head.addmm_(logits.t(), linear.rows(begin, count));
+      linear.products(grad_head, logits.t(), linear.rows(begin, count), begin > 0);
     }
   }
   return {weights.defined() ? at::dot(loss, weights) : loss.sum(), loss, grad_hidden, grad_head};

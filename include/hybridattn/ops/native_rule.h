@@ -4,7 +4,7 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/Parallel.h>
-#include <hybridattn/core/huge_pages.h>
+#include <hybridattn/core/fresh_tensor.h>
 #include <hybridattn/kernels/cpu/saved_states.h>
 #include <hybridattn/kernels/cpu/sets.h>
 #include <hybridattn/ops/chunk_results.h>
@@ -57,13 +57,6 @@ inline std::vector<Columns> column_parts(int64_t value_dim, int64_t tasks, int64
   for (int64_t first = 0; first < value_dim; first += size) {
     result.push_back({first, std::min(size, value_dim - first)});
   }
-  return result;
-}
-
-/// A tensor to be written in full.
-inline at::Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  auto result = at::empty(sizes, options);
-  prefer_huge_pages(result.mutable_data_ptr(), result.nbytes());
   return result;
 }
 
@@ -166,10 +159,10 @@ ChunkForwardResult native_chunk_forward(const RuleInputs& in, double scale,
     const detail::NativeInputs<T> inputs("chunk_" + std::string(R::name), in, scale, cu_seqlens, chunk_size);
     const auto options = in.v.options().dtype(state_dtype(in.v));
     const int64_t heads = inputs.heads, documents = inputs.documents();
-    auto out = detail::fresh(in.v.sizes(), in.v.options());
+    auto out = fresh_tensor(in.v.sizes(), in.v.options());
     auto final_state = at::empty({documents, heads, inputs.key_dim, inputs.value_dim}, options);
     const SavedStates layout(inputs.order, state_interval);
-    auto saved = detail::fresh({save_states ? layout.rows : 0, heads, inputs.key_dim, inputs.value_dim}, options);
+    auto saved = fresh_tensor({save_states ? layout.rows : 0, heads, inputs.key_dim, inputs.value_dim}, options);
     const auto initial = initial_state ? initial_state->to(options.dtype()).contiguous() : at::Tensor();
     const auto kernels = kernels::cpu::rule_kernels<R, T>(kernels::cpu::chosen_instruction_set());
     const auto parts = detail::column_parts(inputs.value_dim, documents * heads, at::get_num_threads());
@@ -207,7 +200,7 @@ RuleGradients native_chunk_backward(const RuleInputs& in, double scale, const st
     const detail::NativeInputs<T> inputs(op, in, scale, cu_seqlens, chunk_size);
     const auto options = in.v.options().dtype(state_dtype(in.v));
     const int64_t heads = inputs.heads, documents = inputs.documents(), tokens = in.v.size(0) * inputs.length;
-    const auto per_token = [&](int64_t dim) { return detail::fresh({tokens, heads, dim}, options); };
+    const auto per_token = [&](int64_t dim) { return fresh_tensor({tokens, heads, dim}, options); };
     auto grad_q = per_token(inputs.key_dim), grad_k = per_token(inputs.key_dim), grad_v = per_token(inputs.value_dim);
     auto grad_g = R::gated ? per_token(R::per_channel ? inputs.key_dim : 1) : at::Tensor();
     auto grad_beta = R::corrects ? per_token(1) : at::Tensor();

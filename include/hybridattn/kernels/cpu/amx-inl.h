@@ -4,7 +4,7 @@
 /// Products for the chunked form. A register holds 16 rows of 64 bytes: 16 x 16 sums, 16 rows of 32 terms of a left
 /// factor, or 32 terms of 16 columns of a right one, two neighbours of a column side by side.
 struct Amx {
-  static constexpr int kRows = 16, kTerms = Pairs::kTerms, kTermsOfTile = 32;
+  static constexpr int kRows = 16, kLargeRows = kRows, kTerms = Pairs::kTerms, kTermsOfTile = 32;
   template <class T>
   static constexpr int kPadding = kTermsOfTile;
 
@@ -43,6 +43,12 @@ struct Amx {
     } else {
       return Pairs::factor<R, T>(x, rows, columns, to);
     }
+  }
+
+  template <Role R, class T>
+  static Matrix<T> rows_from(Matrix<T> factor, int row) {
+    return R == Role::left_transposed ? Matrix<T>{factor.at(0, row / kTerms), factor.stride}
+                                      : Pairs::rows_from<R>(factor, row);
   }
 
   /// Terms from `begin` rounded down to `end` rounded up to whole registers: those besides are 0.

@@ -10,8 +10,9 @@
 #include <hybridattn/kernels/cpu/channel_forward-inl.h>
 #include <hybridattn/kernels/cpu/channel_backward-inl.h>
 #include <hybridattn/kernels/cpu/step-inl.h>
-#include <hybridattn/kernels/cpu/rule_kernels-inl.h>
 #include <hybridattn/kernels/cpu/divergence-inl.h>
 #include <hybridattn/kernels/cpu/norm-inl.h>
 #include <hybridattn/kernels/cpu/rotary-inl.h>
+#include <hybridattn/kernels/cpu/product-inl.h>
+#include <hybridattn/kernels/cpu/kernels-inl.h>
 // clang-format on

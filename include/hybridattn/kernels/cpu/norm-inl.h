@@ -133,8 +133,3 @@ inline void norm_backward(const NormTask<T>& task) {
     task.grad_weight[column] = rows.weight_sums[column];
   }
 }
-
-template <class T>
-NormKernels<T> norm_kernels() {
-  return {norm_forward<T>, norm_backward<T>};
-}

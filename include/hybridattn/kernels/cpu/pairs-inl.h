@@ -3,7 +3,7 @@
 
 /// Products for the chunked form: factors are rounded to bf16, sums are fp32.
 struct Pairs {
-  static constexpr int kRows = kTileRows, kTerms = 2;
+  static constexpr int kRows = kTileRows, kLargeRows = kLargeTileRows, kTerms = 2;
   template <class T>
   static constexpr int kPadding = kTerms* Lanes<T>::count;
   using Scope = Exact::Scope;
@@ -43,6 +43,12 @@ struct Pairs {
       }
     }
     return to;
+  }
+
+  template <Role R, class T>
+  static Matrix<T> rows_from(Matrix<T> factor, int row) {
+    constexpr bool kAcrossRows = R == Role::right || R == Role::left_transposed;
+    return Exact::rows_from<R>(factor, kAcrossRows ? row / kTerms : row);
   }
 
   template <class Tile, class T>

@@ -6,10 +6,13 @@
 #include <hybridattn/kernels/cpu/chunk_task.h>
 #include <hybridattn/kernels/cpu/instruction_set.h>
 #include <hybridattn/kernels/cpu/norm_task.h>
+#include <hybridattn/kernels/cpu/product_task.h>
 #include <hybridattn/kernels/cpu/rotary_task.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 #if HYBRIDATTN_X86_KERNELS
@@ -20,6 +23,23 @@
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wpsabi"
 #pragma GCC diagnostic ignored "-Wignored-attributes"
+
+namespace hybridattn::kernels::cpu {
+
+/// Rotary embedding, see rotary_task.h.
+template <class T>
+using RotaryKernel = void (*)(const RotaryTask<T>&);
+
+/// A matrix product, see product_task.h.
+template <class T>
+using ProductKernel = void (*)(const ProductTask<T>&);
+
+/// KL(softmax(left) || softmax(right)) of two rows of logits, see divergence-inl.h.
+template <class T>
+using DivergenceOfRows = double (*)(T* left, T* right, int64_t size, double temperature, double factor,
+                                    bool wants_gradient);
+
+} // namespace hybridattn::kernels::cpu
 
 #define HYBRIDATTN_INLINE inline __attribute__((always_inline))
 #define HYBRIDATTN_INLINE_LAMBDA __attribute__((always_inline))
@@ -69,106 +89,89 @@ namespace hybridattn::kernels::cpu::avx512_bf16 {
 
 namespace hybridattn::kernels::cpu {
 
-#if HYBRIDATTN_X86_KERNELS
-/// AVX-512's kernels, and products of bf16 numbers where the inputs are such.
-template <class R, class T, class Products>
-RuleKernels<T> rule_kernels_with_narrow_products() {
-  auto kernels = avx512::rule_kernels<R, T>();
-  if constexpr (sizeof(T) == sizeof(float) && !R::per_channel) {
-    kernels.chunk_forward = [](const ForwardTask<T>& task) {
-      task.q.is_bfloat16 ? avx512_bf16::chunk_forward<R, T, Products>(task) : avx512::chunk_forward<R, T>(task);
-    };
-    kernels.chunk_backward = [](const BackwardTask<T>& task) {
-      task.q.is_bfloat16 ? avx512_bf16::chunk_backward<R, T, Products>(task) : avx512::chunk_backward<R, T>(task);
-    };
-  }
-  return kernels;
-}
-#endif
-
-/// The kernels of rule R with arithmetic in T.
-template <class R, class T>
-RuleKernels<T> rule_kernels(InstructionSet set) {
+namespace detail {
+/// f(Kernels of the set that computes in the type of its sums). AVX512-BF16 and AMX only add products of bf16 numbers.
+template <class F>
+auto with_kernels(InstructionSet set, F&& f) {
 #if HYBRIDATTN_X86_KERNELS
   switch (set) {
   case InstructionSet::amx:
-    return rule_kernels_with_narrow_products<R, T, avx512_bf16::Amx>();
   case InstructionSet::avx512_bf16:
-    return rule_kernels_with_narrow_products<R, T, avx512_bf16::Pairs>();
   case InstructionSet::avx512:
-    return avx512::rule_kernels<R, T>();
+    return f(avx512::Kernels{});
   case InstructionSet::avx2:
-    return avx2::rule_kernels<R, T>();
+    return f(avx2::Kernels{});
   case InstructionSet::portable:
     break;
   }
 #endif
   static_cast<void>(set);
-  return portable::rule_kernels<R, T>();
+  return f(portable::Kernels{});
+}
+
+#if HYBRIDATTN_X86_KERNELS
+/// Puts products of bf16 numbers where the inputs are such.
+template <class R, class T, class Products>
+void use_narrow_products(RuleKernels<T>& kernels) {
+  kernels.chunk_forward = [](const ForwardTask<T>& task) {
+    task.q.is_bfloat16 ? avx512_bf16::chunk_forward<R, T, Products>(task) : avx512::chunk_forward<R, T>(task);
+  };
+  kernels.chunk_backward = [](const BackwardTask<T>& task) {
+    task.q.is_bfloat16 ? avx512_bf16::chunk_backward<R, T, Products>(task) : avx512::chunk_backward<R, T>(task);
+  };
+}
+#endif
+} // namespace detail
+
+/// The kernels of rule R with arithmetic in T.
+template <class R, class T>
+RuleKernels<T> rule_kernels(InstructionSet set) {
+  auto kernels = detail::with_kernels(set, []<class K>(K) { return K::template rule<R, T>(); });
+#if HYBRIDATTN_X86_KERNELS
+  if constexpr (sizeof(T) == sizeof(float) && !R::per_channel) {
+    if (set == InstructionSet::amx) {
+      detail::use_narrow_products<R, T, avx512_bf16::Amx>(kernels);
+    } else if (set == InstructionSet::avx512_bf16) {
+      detail::use_narrow_products<R, T, avx512_bf16::Pairs>(kernels);
+    }
+  }
+#endif
+  return kernels;
 }
 
 /// The norms of rows with arithmetic in T; see norm_task.h.
 template <class T>
 NormKernels<T> norm_kernels(InstructionSet set) {
-#if HYBRIDATTN_X86_KERNELS
-  switch (set) {
-  case InstructionSet::amx:
-  case InstructionSet::avx512_bf16:
-  case InstructionSet::avx512:
-    return avx512::norm_kernels<T>();
-  case InstructionSet::avx2:
-    return avx2::norm_kernels<T>();
-  case InstructionSet::portable:
-    break;
-  }
-#endif
-  static_cast<void>(set);
-  return portable::norm_kernels<T>();
+  return detail::with_kernels(set, []<class K>(K) { return K::template norm<T>(); });
 }
 
-/// Rotary embedding with arithmetic in T; see rotary_task.h.
-template <class T>
-using RotaryKernel = void (*)(const RotaryTask<T>&);
-
+/// Rotary embedding with arithmetic in T.
 template <class T>
 RotaryKernel<T> rotary_kernel(InstructionSet set) {
-#if HYBRIDATTN_X86_KERNELS
-  switch (set) {
-  case InstructionSet::amx:
-  case InstructionSet::avx512_bf16:
-  case InstructionSet::avx512:
-    return avx512::rotate<T>;
-  case InstructionSet::avx2:
-    return avx2::rotate<T>;
-  case InstructionSet::portable:
-    break;
-  }
-#endif
-  static_cast<void>(set);
-  return portable::rotate<T>;
+  return detail::with_kernels(set, []<class K>(K) { return K::template rotary<T>(); });
 }
 
-/// KL(softmax(left) || softmax(right)) of two rows of logits; see divergence-inl.h.
+/// Matrix products with sums in T. `narrow`: factors may be rounded to bf16 (T float), which sets with products of such
+/// numbers do.
 template <class T>
-using DivergenceOfRows = double (*)(T* left, T* right, int64_t size, double temperature, double factor,
-                                    bool wants_gradient);
+ProductKernel<T> product_kernel(InstructionSet set, bool narrow) {
+#if HYBRIDATTN_X86_KERNELS
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (narrow && set == InstructionSet::amx) {
+      return avx512_bf16::multiply<T, avx512_bf16::Amx>;
+    }
+    if (narrow && set == InstructionSet::avx512_bf16) {
+      return avx512_bf16::multiply<T, avx512_bf16::Pairs>;
+    }
+  }
+#endif
+  static_cast<void>(narrow);
+  return detail::with_kernels(set, []<class K>(K) { return K::template product<T>(); });
+}
 
 template <class T, bool StudentIsLeft>
 DivergenceOfRows<T> divergence_of_rows(InstructionSet set) {
-#if HYBRIDATTN_X86_KERNELS
-  switch (set) {
-  case InstructionSet::amx:
-  case InstructionSet::avx512_bf16:
-  case InstructionSet::avx512:
-    return avx512::divergence_of_rows<StudentIsLeft, T>;
-  case InstructionSet::avx2:
-    return avx2::divergence_of_rows<StudentIsLeft, T>;
-  case InstructionSet::portable:
-    break;
-  }
-#endif
-  static_cast<void>(set);
-  return portable::divergence_of_rows<StudentIsLeft, T>;
+  return detail::with_kernels(set, []<class K>(K) { return K::template divergence<T, StudentIsLeft>(); });
 }
 
 } // namespace hybridattn::kernels::cpu

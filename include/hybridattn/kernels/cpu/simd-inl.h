@@ -152,12 +152,34 @@ HYBRIDATTN_INLINE Bfloat16 narrowed(float x) {
   return {static_cast<uint16_t>(x == x ? rounded : 0x7fc0)};
 }
 
+/// As many bf16 numbers as a vector has lanes.
+HYBRIDATTN_INLINE Vector<float> load_widened(const Bfloat16* from) {
+  typedef uint16_t Narrow __attribute__((vector_size(kVectorBytes / 2)));
+  typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
+  Narrow bits;
+  __builtin_memcpy(&bits, from, sizeof(bits));
+  return (Vector<float>)(__builtin_convertvector(bits, Wide) << 16);
+}
+
+HYBRIDATTN_INLINE void store_narrowed(Bfloat16* to, Vector<float> x) {
+  typedef uint16_t Narrow __attribute__((vector_size(kVectorBytes / 2)));
+  typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
+  const Wide bits = (Wide)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Narrow narrow = __builtin_convertvector((Wide)(x == x) ? rounded : rounded * 0 + 0x7fc0, Narrow);
+  __builtin_memcpy(to, &narrow, sizeof(narrow));
+}
+
 /// to[c] = factor * element c of the row.
 template <class T>
 inline void read_row(Rows<T> from, int columns, T factor, T* to) {
-  const auto read = [&](auto element) HYBRIDATTN_INLINE_LAMBDA {
+  constexpr int kLanes = Lanes<T>::count;
+  const auto read = [&](auto element, auto vector) HYBRIDATTN_INLINE_LAMBDA {
     if (from.step == 1) {
-      for (int c = 0; c < columns; ++c) {
+      int c = 0;
+      for (; c + kLanes <= columns; c += kLanes) {
+        store<T>(to + c, factor * vector(c));
+      }
+      for (; c < columns; ++c) {
         to[c] = factor * element(c);
       }
     } else {
@@ -169,29 +191,33 @@ inline void read_row(Rows<T> from, int columns, T factor, T* to) {
   if constexpr (sizeof(T) == 4) {
     if (from.is_bfloat16) {
       const auto* data = static_cast<const Bfloat16*>(from.data);
-      read([data](int64_t at) HYBRIDATTN_INLINE_LAMBDA { return widened(data[at]); });
+      read([data](int64_t at) HYBRIDATTN_INLINE_LAMBDA { return widened(data[at]); },
+           [data](int64_t at) HYBRIDATTN_INLINE_LAMBDA { return load_widened(data + at); });
       return;
     }
   }
   const auto* data = static_cast<const T*>(from.data);
-  read([data](int64_t at) HYBRIDATTN_INLINE_LAMBDA { return data[at]; });
+  read([data](int64_t at) HYBRIDATTN_INLINE_LAMBDA { return data[at]; },
+       [data](int64_t at) HYBRIDATTN_INLINE_LAMBDA { return load<T>(data + at); });
 }
 
 template <class T>
 inline void write_row(const T* from, int columns, Rows<T> to) {
+  constexpr int kLanes = Lanes<T>::count;
+  int c = 0;
   if constexpr (sizeof(T) == 4) {
     if (to.is_bfloat16) {
       auto* data = static_cast<Bfloat16*>(to.data);
-      for (int c = 0; c < columns; ++c) {
+      for (; c + kLanes <= columns; c += kLanes) {
+        store_narrowed(data + c, load<T>(from + c));
+      }
+      for (; c < columns; ++c) {
         data[c] = narrowed(from[c]);
       }
       return;
     }
   }
-  auto* data = static_cast<T*>(to.data);
-  for (int c = 0; c < columns; ++c) {
-    data[c] = from[c];
-  }
+  __builtin_memcpy(to.data, from, sizeof(T) * columns);
 }
 
 /// to[r, c] = factor * from[r, c] for the rows and columns that exist, 0 in the padding up to `padded` of each.

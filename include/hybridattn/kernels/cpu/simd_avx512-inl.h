@@ -1,6 +1,7 @@
 // AVX-512: what the vectors of simd-inl.h cannot say themselves. Included inside the set's namespace and target region.
 inline constexpr int kVectorBytes = 64;
-inline constexpr int kTileRows = 8; // 8 x 2 accumulators of 32 registers hide the latency of two FMA units
+inline constexpr int kTileRows = 8;       // 8 x 2 accumulators of 32 registers hide the latency of two FMA units
+inline constexpr int kLargeTileRows = 12; // 12 x 2 accumulators and what is multiplied fit 32 registers
 
 HYBRIDATTN_INLINE __m512 fma(__m512 a, __m512 b, __m512 c) {
   return _mm512_fmadd_ps(a, b, c);

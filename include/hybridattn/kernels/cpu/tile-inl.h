@@ -20,7 +20,9 @@ enum class Role { left, right, left_transposed, right_transposed };
 /// How products are formed: in the type of the sums. `Products` of a kernel is this, or products of bf16 numbers where
 /// a set has them (pairs-inl.h, amx-inl.h). Such a type says how a matrix becomes a factor, and adds tiles of products.
 struct Exact {
-  static constexpr int kRows = kTileRows; ///< of a tile
+  static constexpr int kRows = kTileRows;           ///< of a tile
+  static constexpr int kLargeRows = kLargeTileRows; ///< of a tile of a matrix of any number of rows
+  static constexpr int kTerms = 1;                  ///< of a sum in an element of a factor
   /// What sizes of matrices are rounded up to.
   template <class T>
   static constexpr int kPadding = Lanes<T>::count > kTileRows ? Lanes<T>::count : kTileRows;
@@ -41,6 +43,12 @@ struct Exact {
     } else {
       return x;
     }
+  }
+
+  /// The part of a factor that was made of a matrix's rows from `row` on.
+  template <Role R, class T>
+  static Matrix<T> rows_from(Matrix<T> factor, int row) {
+    return {R == Role::right_transposed ? factor.at(0, row) : factor.at(row, 0), factor.stride};
   }
 
   /// tile += A[row : row + kRows, begin : end] B[begin : end, column : column + kColumns]

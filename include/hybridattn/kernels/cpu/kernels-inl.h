@@ -1,0 +1,28 @@
+// What of a set is called from outside. Included inside the set's namespace and target region.
+
+struct Kernels {
+  template <class R, class T>
+  static RuleKernels<T> rule() {
+    if constexpr (R::per_channel) {
+      return {channel_forward<R, T>, channel_backward<R, T>, step<R, T>};
+    } else {
+      return {chunk_forward<R, T>, chunk_backward<R, T>, step<R, T>};
+    }
+  }
+  template <class T>
+  static NormKernels<T> norm() {
+    return {norm_forward<T>, norm_backward<T>};
+  }
+  template <class T>
+  static RotaryKernel<T> rotary() {
+    return rotate<T>;
+  }
+  template <class T>
+  static ProductKernel<T> product() {
+    return multiply<T>;
+  }
+  template <class T, bool StudentIsLeft>
+  static DivergenceOfRows<T> divergence() {
+    return divergence_of_rows<StudentIsLeft, T>;
+  }
+};
