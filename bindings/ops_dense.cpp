@@ -1,9 +1,8 @@
-// Registers RMSNorm, short convolution, softmax attention and the alignment loss: compositions that
+// Registers RMSNorm, softmax attention and the alignment loss: compositions that
 // autograd and tracing see through.
 #include <hybridattn/ops/alignment_loss.h>
 #include <hybridattn/ops/attention.h>
 #include <hybridattn/ops/norm.h>
-#include <hybridattn/ops/short_convolution.h>
 #include <torch/library.h>
 
 namespace {
@@ -26,7 +25,6 @@ Tensor alignment(const Tensor& prediction, const Tensor& target, const Optional&
 
 TORCH_LIBRARY_FRAGMENT(hybridattn, m) {
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
-  m.def("short_convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? state, Tensor? cu_seqlens) -> Tensor");
   m.def("softmax_attention(Tensor q, Tensor k, Tensor v, float? scale, bool causal, int window, int sinks, Tensor? "
         "cu_seqlens, Tensor? padding_mask) -> Tensor");
   m.def("alignment_loss(Tensor prediction, Tensor target, Tensor? mask, str kind, str reduction) -> Tensor");
@@ -34,7 +32,6 @@ TORCH_LIBRARY_FRAGMENT(hybridattn, m) {
 
 TORCH_LIBRARY_IMPL(hybridattn, CompositeImplicitAutograd, m) {
   m.impl("rms_norm", TORCH_FN(rms_norm));
-  m.impl("short_convolution", TORCH_FN(short_convolution));
   m.impl("softmax_attention", TORCH_FN(attention));
   m.impl("alignment_loss", TORCH_FN(alignment));
 }

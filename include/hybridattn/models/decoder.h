@@ -8,7 +8,6 @@
 #include <ATen/ops/searchsorted.h>
 #include <torch/nn/modules/container/modulelist.h>
 #include <torch/nn/modules/embedding.h>
-#include <torch/nn/modules/linear.h>
 #include <torch/nn/pimpl.h>
 
 #include <memory>
@@ -16,6 +15,7 @@
 
 #include "hybridattn/models/config.h"
 #include "hybridattn/nn/forward_options.h"
+#include "hybridattn/nn/linear.h"
 #include "hybridattn/nn/mlp.h"
 #include "hybridattn/nn/recompute.h"
 #include "hybridattn/nn/registry.h"
@@ -101,7 +101,7 @@ public:
       : config(std::move(given)), body(register_module("model", DecoderBody(config))) {
     if (!config.tie_word_embeddings) {
       lm_head = register_module(
-          "lm_head", torch::nn::Linear(torch::nn::LinearOptions(config.hidden_size, config.vocab_size).bias(false)));
+          "lm_head", nn::Linear(torch::nn::LinearOptions(config.hidden_size, config.vocab_size).bias(false)));
     }
   }
 
@@ -155,14 +155,14 @@ public:
   /// [V, D]: hidden states to logits.
   at::Tensor head_weight() const { return config.tie_word_embeddings ? body->embed_tokens->weight : lm_head->weight; }
   /// [..., D] -> [..., V].
-  at::Tensor logits(const at::Tensor& hidden) const { return at::linear(hidden, head_weight()); }
+  at::Tensor logits(const at::Tensor& hidden) const { return ops::linear(hidden, head_weight()); }
 
   /// Gives a tied model a head of its own, equal to the embedding; returns whether it was tied.
   bool untie_embeddings() {
     if (!config.tie_word_embeddings) {
       return false;
     }
-    lm_head = torch::nn::Linear(torch::nn::LinearOptions(1, 1).bias(false));
+    lm_head = nn::Linear(torch::nn::LinearOptions(1, 1).bias(false));
     lm_head->weight.set_data(body->embed_tokens->weight.detach().clone());
     register_module("lm_head", lm_head);
     config.tie_word_embeddings = false;
@@ -183,7 +183,7 @@ public:
 
   ModelConfig config;
   DecoderBody body;
-  torch::nn::Linear lm_head{nullptr};  ///< empty when the head is the embedding
+  nn::Linear lm_head{nullptr};         ///< empty when the head is the embedding
   bool gradient_checkpointing = false; ///< recompute each layer's activations in the backward pass
 
 private:

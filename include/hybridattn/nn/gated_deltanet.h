@@ -44,7 +44,7 @@ public:
     dt_bias = wide_parameter("dt_bias", initial_steps(heads));
   }
 
-  torch::nn::Linear a_proj{nullptr};
+  Linear a_proj{nullptr};
   at::Tensor A_log, dt_bias; ///< [H]
 
 protected:

@@ -8,8 +8,8 @@
 #include <ATen/ops/silu.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/TensorOperators.h>
-#include <torch/nn/modules/linear.h>
 
+#include "hybridattn/nn/linear.h"
 #include "hybridattn/nn/low_rank.h"
 #include "hybridattn/nn/mixer.h"
 #include "hybridattn/nn/norm.h"
@@ -156,14 +156,14 @@ public:
   nlohmann::json options_json() const override { return fields_to_json(options); }
 
   Options options;
-  torch::nn::Linear q_proj{nullptr}, k_proj{nullptr}, v_proj{nullptr}, o_proj{nullptr};
+  Linear q_proj{nullptr}, k_proj{nullptr}, v_proj{nullptr}, o_proj{nullptr};
   RMSNorm q_norm{nullptr}, k_norm{nullptr};                                 ///< empty without options.qk_norm
   ShortConvolution q_conv1d{nullptr}, k_conv1d{nullptr}, v_conv1d{nullptr}; ///< empty without short_convolution
-  torch::nn::Linear g_proj{nullptr};   ///< empty without output_gate or of low rank
+  Linear g_proj{nullptr};              ///< empty without output_gate or of low rank
   LowRank narrow_g_proj{nullptr};      ///< "g_proj" with output_gate_low_rank_dim, else empty
   RMSNorm o_norm{nullptr};             ///< empty without output_norm or with group_norm
   HeadGroupNorm o_group_norm{nullptr}; ///< "o_norm" with group_norm, else empty
-  torch::nn::Linear b_proj{nullptr};   ///< empty unless the rule corrects
+  Linear b_proj{nullptr};              ///< empty unless the rule corrects
 
 protected:
   /// What the projections read. @param padded [B, T, 1], true where a position is padding
@@ -224,20 +224,25 @@ private:
 
   std::vector<at::Tensor> convolve(const std::vector<at::Tensor>& qkv, const std::optional<at::Tensor>& cu_seqlens,
                                    MixerState* state) {
-    auto x = at::cat(qkv, -1);
-    const auto weight = at::cat({q_conv1d->weight, k_conv1d->weight, v_conv1d->weight}).squeeze(1).to(x.scalar_type());
-    const auto shape = x.sizes().vec();
-    const int64_t past_tokens = options.short_convolution - 1;
-    std::optional<at::Tensor> past;
-    if (state != nullptr) {
-      past = state->convolution.defined() ? state->convolution.to(x.scalar_type())
-                                          : at::zeros({shape[0], shape[2], past_tokens}, x.options());
-      const auto inputs = at::cat({*past, x.detach().transpose(1, 2)}, -1);
-      state->convolution = inputs.narrow(2, inputs.size(2) - past_tokens, past_tokens).contiguous();
+    const auto convolved = [&](const at::Tensor& y, const at::Tensor& weight, const std::optional<at::Tensor>& past) {
+      const ops::ConvolutionInputs in{
+          cu_seqlens ? one_row(y) : y, weight.squeeze(1).to(y.scalar_type()), {}, cu_seqlens};
+      return ops::short_convolution(in, past).reshape(y.sizes());
+    };
+    if (state == nullptr) {
+      return {convolved(qkv[0], q_conv1d->weight, {}), convolved(qkv[1], k_conv1d->weight, {}),
+              convolved(qkv[2], v_conv1d->weight, {})};
     }
-    x = cu_seqlens ? one_row(x) : x;
-    x = ops::short_convolution(x, weight, {}, past, cu_seqlens).reshape(shape);
-    return x.split_with_sizes({qkv[0].size(-1), qkv[1].size(-1), qkv[2].size(-1)}, -1);
+    const auto x = at::cat(qkv, -1);
+    const int64_t past_tokens = options.short_convolution - 1;
+    const auto past = state->convolution.defined() ? state->convolution.to(x.scalar_type())
+                                                   : at::zeros({x.size(0), x.size(2), past_tokens}, x.options());
+    const auto inputs = at::cat({past, x.detach().transpose(1, 2)}, -1);
+    state->convolution = inputs.narrow(2, inputs.size(2) - past_tokens, past_tokens).contiguous();
+    // Documents begin anew.
+    return convolved(x, at::cat({q_conv1d->weight, k_conv1d->weight, v_conv1d->weight}),
+                     cu_seqlens ? std::nullopt : std::optional(past))
+        .split_with_sizes({qkv[0].size(-1), qkv[1].size(-1), qkv[2].size(-1)}, -1);
   }
 
   at::Tensor beta(const ProjectionInputs& x) {

@@ -4,7 +4,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/tanh.h>
-#include <torch/nn/modules/linear.h>
+#include <hybridattn/nn/linear.h>
 #include <torch/nn/pimpl.h>
 
 namespace hybridattn::nn {
@@ -16,8 +16,8 @@ class LowRankImpl : public torch::nn::Module {
 public:
   LowRankImpl(int64_t inputs, int64_t rank, int64_t outputs, bool bias = false, Middle activation = Middle::plain)
       : activation(activation) {
-    down = register_module("down", torch::nn::Linear(torch::nn::LinearOptions(inputs, rank).bias(false)));
-    up = register_module("up", torch::nn::Linear(torch::nn::LinearOptions(rank, outputs).bias(bias)));
+    down = register_module("down", Linear(torch::nn::LinearOptions(inputs, rank).bias(false)));
+    up = register_module("up", Linear(torch::nn::LinearOptions(rank, outputs).bias(bias)));
   }
 
   /// [..., inputs] -> [..., outputs]
@@ -29,7 +29,7 @@ public:
   }
 
   Middle activation;
-  torch::nn::Linear down{nullptr}, up{nullptr};
+  Linear down{nullptr}, up{nullptr};
 };
 TORCH_MODULE(LowRank);
 

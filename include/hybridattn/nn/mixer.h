@@ -3,7 +3,6 @@
 #pragma once
 
 #include <torch/nn/module.h>
-#include <torch/nn/modules/linear.h>
 
 #include <optional>
 #include <string>
@@ -12,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "hybridattn/core/check.h"
+#include "hybridattn/nn/linear.h"
 #include "hybridattn/nn/mixer_state.h"
 #include "hybridattn/nn/options.h"
 
@@ -52,8 +52,8 @@ public:
   }
 
 protected:
-  torch::nn::Linear linear(const char* name, int64_t in, int64_t out, bool bias) {
-    return register_module(name, torch::nn::Linear(torch::nn::LinearOptions(in, out).bias(bias)));
+  Linear linear(const char* name, int64_t in, int64_t out, bool bias) {
+    return register_module(name, Linear(torch::nn::LinearOptions(in, out).bias(bias)));
   }
 
   void check(const at::Tensor& hidden_states, const MixerContext& context, const MixerState* state) const {

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <ATen/ops/silu.h>
+#include <hybridattn/nn/linear.h>
 #include <torch/nn/module.h>
-#include <torch/nn/modules/linear.h>
 #include <torch/nn/pimpl.h>
 
 namespace hybridattn::nn {
@@ -23,7 +23,7 @@ public:
 
   at::Tensor forward(const at::Tensor& x) { return down_proj(at::silu(gate_proj(x)) * up_proj(x)); }
 
-  torch::nn::Linear gate_proj, up_proj, down_proj;
+  Linear gate_proj, up_proj, down_proj;
 };
 TORCH_MODULE(MLP);
 

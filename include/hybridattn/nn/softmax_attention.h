@@ -2,8 +2,7 @@
 // Letters: B batch, T tokens, H query heads, HKV key/value heads, K head dim, D hidden size.
 #pragma once
 
-#include <torch/nn/modules/linear.h>
-
+#include "hybridattn/nn/linear.h"
 #include "hybridattn/nn/mixer.h"
 #include "hybridattn/nn/norm.h"
 #include "hybridattn/ops/apply_rotary.h"
@@ -79,7 +78,7 @@ public:
   nlohmann::json options_json() const override { return fields_to_json(options); }
 
   SoftmaxAttentionOptions options;
-  torch::nn::Linear q_proj{nullptr}, k_proj{nullptr}, v_proj{nullptr}, o_proj{nullptr};
+  Linear q_proj{nullptr}, k_proj{nullptr}, v_proj{nullptr}, o_proj{nullptr};
   RMSNorm q_norm{nullptr}, k_norm{nullptr}; ///< empty without options.qk_norm
 };
 TORCH_MODULE(SoftmaxAttention);

@@ -120,7 +120,8 @@ inline LinearLossResult linear_kl_divergence_forward(const at::Tensor& student_h
   const LinearHead teacher(teacher_hidden, teacher_head, options.backend);
   const auto weights = options.weights ? options.weights->reshape({-1}).to(state_dtype(student_hidden)) : at::Tensor();
   const int64_t chunk = linear_loss_chunk(options.chunk_size, teacher.hidden.size(0), student_head);
-  const auto buffer = fresh_tensor({chunk, teacher_head.size(0)}, teacher_head.options().dtype(state_dtype(teacher_hidden)));
+  const auto buffer =
+      fresh_tensor({chunk, teacher_head.size(0)}, teacher_head.options().dtype(state_dtype(teacher_hidden)));
   const bool native = options.kind != "jsd" && runs_native(op, options.backend, buffer);
   return linear_loss(student_hidden, student_head, weights, options.chunk_size, options.backend, hidden_grad, head_grad,
                      [&](const LossChunk& part, at::Tensor& logits) {

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from hybridattn.nn import native_linear
 
 
 class Precision:
@@ -21,14 +23,18 @@ class Precision:
         self.narrow = dtype == "bfloat16"
         self.device_type = device.type
 
-    def forward(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def forward(self) -> Iterator[None]:
         """Context of forward passes."""
         # Without the cache a layer's bf16 weights die with its activations; no weight is used twice in a pass anyway.
-        return torch.autocast(self.device_type, torch.bfloat16, enabled=self.narrow, cache_enabled=False)
+        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.narrow, cache_enabled=False), native_linear():
+            yield
 
-    def backward(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def backward(self) -> Iterator[None]:
         """Context of backward passes: autocast would narrow the fp32 products in the backward formulas."""
-        return torch.autocast(self.device_type, enabled=False)
+        with torch.autocast(self.device_type, enabled=False), native_linear():
+            yield
 
     def narrowed(self, tensor: Tensor) -> Tensor:
         """`tensor` in the dtype of the computation's matrix products."""

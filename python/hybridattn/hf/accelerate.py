@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from hybridattn import ops
+from hybridattn.nn import native_linear
 
 TESTED_VERSIONS = ("5.23", "5.24")
 """Releases of Transformers whose functions these replacements were compared with."""
@@ -131,8 +133,9 @@ def _convolution(reference: Function) -> Function:
                 hidden_states, weight, bias, activation, seq_idx=seq_idx, cu_seq_lens_q=cu_seq_lens_q, **kwargs
             )
         x = hidden_states.transpose(1, 2).to(weight.dtype)
-        out = ops.short_convolution(x, weight, bias, cu_seqlens=_documents(cu_seq_lens_q, seq_idx))
-        if activation is not None:
+        own = "silu" if activation in ("silu", "swish") else "none"
+        out = ops.short_convolution(x, weight, bias, cu_seqlens=_documents(cu_seq_lens_q, seq_idx), activation=own)
+        if activation is not None and own == "none":
             out = ACT2FN[activation](out)
         return out.transpose(1, 2).to(hidden_states.dtype)
 
@@ -179,6 +182,10 @@ class Acceleration:
     """What `accelerate_transformers` replaced. `undo` puts the originals back; so does leaving a ``with`` block."""
 
     originals: dict[str, tuple[ModuleType | type, str, Function]] = field(default_factory=dict)
+    linear: ExitStack = field(default_factory=ExitStack)
+
+    def __post_init__(self) -> None:
+        self.linear.enter_context(native_linear())
 
     @property
     def replaced(self) -> list[str]:
@@ -189,6 +196,7 @@ class Acceleration:
         for owner, name, original in self.originals.values():
             setattr(owner, name, original)
         self.originals.clear()
+        self.linear.close()
 
     def __enter__(self) -> Acceleration:
         return self

@@ -148,18 +148,24 @@ class LinearAttention(Mixer):
     ) -> tuple[Tensor, Tensor, Tensor]:
         if self.q_conv1d is None or self.k_conv1d is None or self.v_conv1d is None:
             return q, k, v
-        x = torch.cat([q, k, v], dim=-1)
-        weight = torch.cat([self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight]).squeeze(1).to(x.dtype)
-        width, shape = self.options.short_convolution, x.shape
-        past = None if state is None else state.convolution
-        if state is not None:
-            # A copy: a Transformers cache writes the new inputs into the same memory.
-            past = x.new_zeros(shape[0], shape[2], width - 1) if past is None else past.to(x.dtype, copy=True)
-            state.convolution = torch.cat([past, x.transpose(1, 2)], dim=-1)[..., -(width - 1) :]
-        if cu_seqlens is not None:
-            x = x.reshape(1, -1, shape[2])
-        x = ops.short_convolution(x, weight, state=past, cu_seqlens=cu_seqlens).reshape(shape)
-        return x.split([q.shape[-1], k.shape[-1], v.shape[-1]], dim=-1)
+        streams, layers = (q, k, v), (self.q_conv1d, self.k_conv1d, self.v_conv1d)
+
+        def convolved(y: Tensor, weight: Tensor, past: Tensor | None) -> Tensor:
+            rows = y if cu_seqlens is None else y.reshape(1, -1, y.shape[2])
+            return ops.short_convolution(rows, weight.to(y.dtype), state=past, cu_seqlens=cu_seqlens).reshape(y.shape)
+
+        if state is None:
+            q, k, v = (convolved(y, layer.weight.squeeze(1), None) for y, layer in zip(streams, layers, strict=True))
+            return q, k, v
+        x = torch.cat(streams, dim=-1)
+        width = self.options.short_convolution
+        # A copy: a Transformers cache writes the new inputs into the same memory.
+        past = state.convolution
+        past = x.new_zeros(x.shape[0], x.shape[2], width - 1) if past is None else past.to(x.dtype, copy=True)
+        state.convolution = torch.cat([past, x.transpose(1, 2)], dim=-1)[..., -(width - 1) :]
+        weight = torch.cat([layer.weight for layer in layers]).squeeze(1)
+        x = convolved(x, weight, past if cu_seqlens is None else None)  # documents begin anew
+        return x.split([y.shape[-1] for y in streams], dim=-1)
 
     def _rule(
         self,

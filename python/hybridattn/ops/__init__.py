@@ -1,4 +1,4 @@
-"""Ops on tensors: linear-attention rules, softmax attention, norms, rotary embedding, losses."""
+"""Ops on tensors: linear-attention rules, linear layers, softmax attention, norms, rotary embedding, losses."""
 
 from hybridattn.ops.backend import (
     BACKENDS,
@@ -23,6 +23,7 @@ from hybridattn.ops.dense import (
     apply_rotary,
     gated_rms_norm,
     l2_normalize,
+    linear,
     rms_norm,
     short_convolution,
     softmax_attention,
@@ -60,6 +61,7 @@ __all__ = [
     "instruction_set",
     "instruction_sets",
     "l2_normalize",
+    "linear",
     "linear_cross_entropy",
     "linear_kl_divergence",
     "naive_delta_rule",

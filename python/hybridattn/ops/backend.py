@@ -29,22 +29,30 @@ def _known(name: str, source: str) -> str:
     return name
 
 
-def choose_backend(op: str, asked: str | None, x: torch.Tensor) -> str:
-    """The backend of one call on tensors like `x`: the argument, else the innermost `use_backend`, else
-    ``HYBRIDATTN_BACKEND``, else native where it can run, else aten.
+def forced_backend(op: str, asked: str | None) -> str | None:
+    """The backend that a call must use: the argument, else the innermost `use_backend`, else ``HYBRIDATTN_BACKEND``;
+    None where nobody asked for one.
 
     Raises:
         ValueError: for an unknown name; nothing that was asked for falls back silently.
     """
     if asked is not None:
-        chosen = _known(asked, op)
-    elif _forced:
-        chosen = _forced[-1]
-    elif wanted := os.environ.get("HYBRIDATTN_BACKEND"):
-        chosen = _known(wanted, "HYBRIDATTN_BACKEND")
-    else:
-        chosen = "native" if x.device.type == "cpu" and x.dtype in NATIVE_DTYPES else "aten"
-    return chosen
+        return _known(asked, op)
+    if _forced:
+        return _forced[-1]
+    if wanted := os.environ.get("HYBRIDATTN_BACKEND"):
+        return _known(wanted, "HYBRIDATTN_BACKEND")
+    return None
+
+
+def choose_backend(op: str, asked: str | None, x: torch.Tensor) -> str:
+    """The backend of one call on tensors like `x`: the forced one, else native where it can run, else aten.
+
+    Raises:
+        ValueError: as `forced_backend`.
+    """
+    can_run_native = x.device.type == "cpu" and x.dtype in NATIVE_DTYPES
+    return forced_backend(op, asked) or ("native" if can_run_native else "aten")
 
 
 def record_call(op: str, backend: str) -> None:

@@ -1,4 +1,4 @@
-"""Norms, rotary embedding, short convolution and softmax attention.
+"""Linear layers, norms, rotary embedding, short convolution and softmax attention.
 
 Shapes: B batch, T tokens (Tq queries, Tk keys), H query heads, HKV key/value heads, K head dim, R rotary width, D channels.
 """
@@ -8,9 +8,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybridattn.ops.backend import choose_backend, record_call
+from hybridattn.ops.backend import choose_backend, forced_backend, record_call
 
 _ops = torch.ops.hybridattn
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+    """``x W^T + bias``, as `torch.nn.functional.linear`.
+
+    Without a forced backend, this library's matrix products compute where they are faster than PyTorch's: in float32 and
+    float64 on CPUs with AVX-512 that are not Intel's, from 16 rows on.
+
+    Args:
+        x: ``[..., K]``.
+        weight: ``[N, K]``.
+        bias: ``[N]``.
+        backend: forces ``native`` or ``aten``.
+
+    Returns:
+        ``[..., N]``.
+
+    Raises:
+        ValueError: shapes disagree, or the backend cannot compute on `x`.
+    """
+    chosen = forced_backend("linear", backend) or "auto"
+    chosen = "aten" if chosen == "naive" else chosen
+    if not torch.compiler.is_compiling():
+        record_call("linear", "native" if _ops.linear_runs_native(x, weight, chosen) else "aten")
+    return _ops.linear(x, weight, bias, chosen)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -51,9 +76,13 @@ def l2_normalize(x: Tensor, eps: float = 1e-6, *, activation: str = "none", back
     Raises:
         ValueError: an unknown activation, or the backend cannot compute on `x`.
     """
+    return _row_norm("l2_normalize", x, None, None, eps, False, _is_silu("l2_normalize", activation), backend)
+
+
+def _is_silu(op: str, activation: str) -> bool:
     if activation not in ("none", "silu"):
-        raise ValueError(f"l2_normalize: activation must be 'none' or 'silu', got '{activation}'")
-    return _row_norm("l2_normalize", x, None, None, eps, False, activation == "silu", backend)
+        raise ValueError(f"{op}: activation must be 'none' or 'silu', got '{activation}'")
+    return activation == "silu"
 
 
 def _row_norm(
@@ -101,16 +130,29 @@ def short_convolution(
     *,
     state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    activation: str = "none",
+    backend: str | None = None,
 ) -> Tensor:
-    """Causal depthwise convolution over tokens: ``out_t = sum_i weight[:, i] x_(t - W + 1 + i)``.
+    """Causal depthwise convolution over tokens: ``out_t = bias + sum_i weight[:, i] x_(t - W + 1 + i)``, activated.
 
     Args:
         x: ``[B, T, D]``.
         weight: ``[D, W]``.
-        state: ``[B, D, W - 1]``, the tokens before `x`; zeros when absent.
+        bias: ``[D]``.
+        state: ``[B, D, W - 1]``, the tokens before `x`; zeros when absent. Not together with documents.
         cu_seqlens: ``[N + 1]`` documents packed into a batch of one; no tap reaches into another document.
+        activation: of the result: "silu", in the same pass; or "none".
+        backend: forces ``native`` or ``aten``.
+
+    Returns:
+        ``[B, T, D]`` in x's dtype.
+
+    Raises:
+        ValueError: shapes disagree, an unknown activation, or the backend cannot compute on `x`.
     """
-    return _ops.short_convolution(x, weight, bias, state, cu_seqlens)
+    activates = _is_silu("short_convolution", activation)
+    chosen = _chosen("short_convolution", x, backend)
+    return _ops.short_convolution(x, weight, bias, state, cu_seqlens, activates, chosen)
 
 
 def softmax_attention(

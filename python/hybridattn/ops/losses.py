@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybridattn.ops.backend import choose_backend, record_call
+from hybridattn.ops.backend import choose_backend, forced_backend, record_call
 
 _ops = torch.ops.hybridattn
 
@@ -75,10 +75,9 @@ def linear_kl_divergence(
         ValueError: shapes or vocabularies disagree, or an option is out of range.
     """
     op = "linear_kl_divergence"
-    chosen = choose_backend(op, backend, student_hidden)
-    if kind == "jsd" or chosen == "naive":
-        chosen = "aten"  # the composition is the formula itself
-    record_call(op, chosen)
+    forced = forced_backend(op, backend)
+    forced = "aten" if forced == "naive" else forced  # the composition is the formula itself
+    record_call(op, "aten" if kind == "jsd" else choose_backend(op, forced, student_hidden))
     with torch.set_grad_enabled(torch.is_grad_enabled() and reduction != "none"):
         total, loss, _, _ = _ops.linear_kl_divergence(
             student_hidden,
@@ -90,7 +89,7 @@ def linear_kl_divergence(
             kind,
             jsd_beta,
             chunk_size,
-            backend=chosen,
+            backend=forced or "auto",
         )
     weight = loss.numel() if weights is None else weights.to(loss.dtype).sum()
     return _reduced(total, loss, weight, student_hidden, reduction, op)

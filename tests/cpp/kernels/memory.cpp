@@ -193,6 +193,30 @@ TEST_CASE("kernels touch only what they were given") {
       rotary_kernel<float>(set)(rotary);
       CHECK(out[0] == x[0] * gate[0] - x[size] * gate[0]);
       CHECK(out[count - 1] == x[count - 1]);
+      for (const int taps : {1, 4}) {
+        const int64_t borders[] = {0, 1, 1, kRows};
+        const auto filter = random_numbers(static_cast<size_t>(taps) * size);
+        const auto grad_filter = random_numbers(static_cast<size_t>(taps) * size);
+        ConvolutionTask<float> convolution;
+        convolution.borders = borders;
+        convolution.documents = 3;
+        convolution.channels = size;
+        convolution.taps = taps;
+        convolution.activates = true;
+        convolution.weight = filter.get();
+        convolution.weight_stride = size;
+        convolution.bias = weight.get();
+        convolution.x = convolution.grad_out = Rows<float>::of(x.get(), size);
+        convolution.out = convolution.grad_x = Rows<float>::of(out.get(), size);
+        convolution.grad_weight = grad_filter.get();
+        convolution.grad_bias = grad_weight.get();
+        convolution_kernels<float>(set).forward(convolution);
+        CHECK(all_finite(out, count));
+        convolution_kernels<float>(set).backward(convolution);
+        CHECK(all_finite(out, count));
+        CHECK(all_finite(grad_filter, static_cast<size_t>(taps) * size));
+        CHECK(all_finite(grad_weight, size));
+      }
     }
   }
 }

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from hybridattn import ops
 from tolerances import assert_close
@@ -55,19 +54,6 @@ def test_documents_and_padding_are_separate(qkv):
     assert torch.isfinite(padded).all()
     assert_close(ops.softmax_attention(q[:, 49:], k, v, padding_mask=mask, **options), padded[:, 49:])
     assert_close(padded[:1, 9:], ops.softmax_attention(q[:1, 9:], k[:1, 9:], v[:1, 9:], **options))
-
-
-def test_short_convolution():
-    x, weight = torch.randn(1, 20, 5), torch.randn(5, 4)
-
-    def conv(x):
-        return F.conv1d(F.pad(x.transpose(1, 2), (3, 0)), weight[:, None], groups=5).transpose(1, 2)
-
-    assert_close(ops.short_convolution(x, weight), conv(x))
-    packed = ops.short_convolution(x, weight, cu_seqlens=torch.tensor([0, 6, 20]))
-    assert_close(packed, torch.cat([conv(x[:, :6]), conv(x[:, 6:])], 1))
-    rest = ops.short_convolution(x[:, 9:], weight, state=x[:, 6:9].transpose(1, 2))
-    assert_close(rest, conv(x)[:, 9:])
 
 
 def test_norms_and_rotary_match_transformers():

@@ -18,6 +18,10 @@ struct Kernels {
     return rotate<T>;
   }
   template <class T>
+  static ConvolutionKernels<T> convolution() {
+    return {convolution_forward<T>, convolution_backward<T>};
+  }
+  template <class T>
   static ProductKernel<T> product() {
     return multiply<T>;
   }

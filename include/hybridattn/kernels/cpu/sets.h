@@ -4,6 +4,7 @@
 
 #include <hybridattn/kernels/cpu/arrays.h>
 #include <hybridattn/kernels/cpu/chunk_task.h>
+#include <hybridattn/kernels/cpu/convolution_task.h>
 #include <hybridattn/kernels/cpu/instruction_set.h>
 #include <hybridattn/kernels/cpu/norm_task.h>
 #include <hybridattn/kernels/cpu/product_task.h>
@@ -149,6 +150,12 @@ NormKernels<T> norm_kernels(InstructionSet set) {
 template <class T>
 RotaryKernel<T> rotary_kernel(InstructionSet set) {
   return detail::with_kernels(set, []<class K>(K) { return K::template rotary<T>(); });
+}
+
+/// Short convolution with arithmetic in T; see convolution_task.h.
+template <class T>
+ConvolutionKernels<T> convolution_kernels(InstructionSet set) {
+  return detail::with_kernels(set, []<class K>(K) { return K::template convolution<T>(); });
 }
 
 /// Matrix products with sums in T. `narrow`: factors may be rounded to bf16 (T float), which sets with products of such
