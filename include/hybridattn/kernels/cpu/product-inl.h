@@ -45,20 +45,17 @@ public:
   }
 
   void run() {
-    for (int64_t column = 0; column < task_.columns; column += column_block_) {
-      int64_t term = 0;
-      do { // without terms, sums are 0
-        const Range columns(column, task_.columns, column_block_), terms(term, task_.terms, term_block_);
-        place_right(terms, columns);
-        expect_right(term + term_block_ < task_.terms ? column : column + column_block_,
-                     term + term_block_ < task_.terms ? term + term_block_ : 0);
-        for (int64_t row = 0; row < task_.rows; row += row_block_) {
-          const Range rows(row, task_.rows, row_block_);
-          place_left(rows, terms);
-          multiply_blocks(rows, columns, terms);
-        }
-        term += term_block_;
-      } while (term < task_.terms);
+    for (Block at, next; at.column < task_.columns && at.row < task_.rows; at = next) {
+      next = after(at);
+      if (at.row == 0) {
+        place_right(at);
+        right_to_come_.clear();
+        expect(right_to_come_, right_source(after({at.column, at.term, task_.rows})));
+      }
+      place_left(at);
+      left_to_come_.clear();
+      expect(left_to_come_, left_source(next));
+      multiply_block(at);
     }
   }
 
@@ -78,7 +75,7 @@ private:
     int64_t begin;
     int count;
     Range(int64_t from, int64_t size, int block)
-        : begin(from), count(static_cast<int>(std::min<int64_t>(block, size - from))) {}
+        : begin(from), count(static_cast<int>(std::clamp<int64_t>(size - from, 0, block))) {}
   };
 
   static int rounded_up(int64_t size, int multiple) {
@@ -94,58 +91,93 @@ private:
     return {panels_ + static_cast<ptrdiff_t>(number) * kPanel * term_block_ / kTerms, kPanel};
   }
 
-  void place_right(Range terms, Range columns) {
-    const int padded_terms = rounded_up(terms.count, kPadding), padded_columns = rounded_up(columns.count, kPanel);
+  /// Where a block of the product and of its terms begins. Blocks of rows come first: they share one of the right
+  /// factor.
+  struct Block {
+    int64_t column = 0, term = 0, row = 0;
+  };
+  Block after(Block at) const {
+    at.row += row_block_;
+    if (at.row >= task_.rows) {
+      at.row = 0;
+      at.term += term_block_;
+    }
+    if (at.row == 0 && at.term >= task_.terms) {
+      at.term = 0;
+      at.column += column_block_;
+    }
+    return at;
+  }
+  Range rows(Block at) const { return {at.row, task_.rows, row_block_}; }
+  Range columns(Block at) const { return {at.column, task_.columns, column_block_}; }
+  Range terms(Block at) const { return {at.term, task_.terms, term_block_}; }
+
+  /// Rows of memory that a block of a factor is made of.
+  struct Source {
+    Rows<T> from;
+    int rows, columns;
+    Source(Rows<T> matrix, Range outer, Range inner)
+        : from(matrix.from(outer.begin).columns_from(inner.begin)), rows(outer.count), columns(inner.count) {}
+  };
+  Source left_source(Block at) const {
+    return kByTerms ? Source(task_.left, terms(at), rows(at)) : Source(task_.left, rows(at), terms(at));
+  }
+  Source right_source(Block at) const {
+    return task_.right_transposed ? Source(task_.right, columns(at), terms(at))
+                                  : Source(task_.right, terms(at), columns(at));
+  }
+
+  void place_right(Block at) {
+    const Source source = right_source(at);
+    const int padded_terms = rounded_up(terms(at).count, kPadding);
     if (task_.right_transposed) {
-      const Rows<T> from = task_.right.from(columns.begin).columns_from(terms.begin);
-      for (int row = 0; row < padded_columns; row += kPanel) {
-        read_rows<T>(from.from(row), columns.count - row, terms.count, T(1), kPanel, padded_terms, strip_);
+      for (int row = 0; row < source.rows; row += kPanel) {
+        read_rows<T>(source.from.from(row), source.rows - row, source.columns, T(1), kPanel, padded_terms, strip_);
         copy_factor<Products, Role::right_transposed, T>(strip_, kPanel, padded_terms, panel(row / kPanel));
       }
       return;
     }
-    const Rows<T> from = task_.right.from(terms.begin).columns_from(columns.begin);
+    const int padded_columns = rounded_up(source.columns, kPanel);
     for (int row = 0; row < padded_terms; row += kStrip) {
-      const int rows = std::min(kStrip, padded_terms - row);
-      read_rows<T>(from.from(row), terms.count - row, columns.count, T(1), rows, padded_columns, strip_);
+      const int count = std::min(kStrip, padded_terms - row);
+      read_rows<T>(source.from.from(row), source.rows - row, source.columns, T(1), count, padded_columns, strip_);
       for (int column = 0; column < padded_columns; column += kPanel) {
-        copy_factor<Products, Role::right, T>({strip_.at(0, column), strip_.stride}, rows, kPanel,
+        copy_factor<Products, Role::right, T>({strip_.at(0, column), strip_.stride}, count, kPanel,
                                               Products::template rows_from<Role::right>(panel(column / kPanel), row));
       }
     }
   }
 
-  /// The next block of the right factor is read while this one is multiplied.
-  void expect_right(int64_t column, int64_t term) {
-    upcoming_.clear();
-    if (column < task_.columns) {
-      const Range columns(column, task_.columns, column_block_), terms(term, task_.terms, term_block_);
-      const Range &outer = task_.right_transposed ? columns : terms, &inner = task_.right_transposed ? terms : columns;
-      upcoming_.add(task_.right.from(outer.begin).columns_from(inner.begin), outer.count, inner.count);
-    }
-  }
-
-  void place_left(Range rows, Range terms) {
-    const Range &outer = kByTerms ? terms : rows, &inner = kByTerms ? rows : terms;
-    const int padded_rows = rounded_up(rows.count, kRowPadding), padded_terms = rounded_up(terms.count, kPadding);
+  void place_left(Block at) {
+    const Source source = left_source(at);
+    const int padded_rows = rounded_up(rows(at).count, kRowPadding),
+              padded_terms = rounded_up(terms(at).count, kPadding);
     const int padded_outer = kByTerms ? padded_terms : padded_rows,
               padded_inner = kByTerms ? padded_rows : padded_terms;
-    const Rows<T> from = task_.left.from(outer.begin).columns_from(inner.begin);
     for (int row = 0; row < padded_outer; row += kStrip) {
       const int count = std::min(kStrip, padded_outer - row);
-      read_rows<T>(from.from(row), outer.count - row, inner.count, T(1), count, padded_inner, strip_);
+      read_rows<T>(source.from.from(row), source.rows - row, source.columns, T(1), count, padded_inner, strip_);
       copy_factor<Products, Left, T>(strip_, count, padded_inner, Products::template rows_from<Left>(left_, row));
     }
   }
 
-  void multiply_blocks(Range rows, Range columns, Range terms) {
-    const int padded_terms = rounded_up(terms.count, kPadding);
-    const bool adds = task_.accumulate || terms.begin > 0;
+  /// Blocks to come are read from memory while this one is multiplied.
+  static void expect(UpcomingRows<T>& to_come, const Source& source) {
+    if (source.rows > 0 && source.columns > 0) {
+      to_come.add(source.from, source.rows, source.columns);
+    }
+  }
+
+  void multiply_block(Block at) {
+    const Range rows = this->rows(at), columns = this->columns(at);
+    const int padded_terms = rounded_up(terms(at).count, kPadding);
+    const bool adds = task_.accumulate || at.term > 0;
     for (int column = 0; column < columns.count; column += kPanel) {
       const Matrix<T> right = panel(column / kPanel);
       for (int row = 0; row < rows.count; row += kTile) {
+        left_to_come_.prefetch();
+        right_to_come_.prefetch();
         T* out = task_.out + (rows.begin + row) * task_.out_stride + columns.begin + column;
-        upcoming_.prefetch();
         const int present_rows = std::min(kTile, rows.count - row), present = std::min(kPanel, columns.count - column);
         if (present_rows == kTile && present == kPanel) {
           multiply_tile(right, row, padded_terms, adds, out, task_.out_stride);
@@ -185,7 +217,7 @@ private:
   const int row_block_, column_block_, term_block_;
   T* panels_;
   Matrix<T> left_, strip_;
-  UpcomingRows<T> upcoming_;
+  UpcomingRows<T> left_to_come_, right_to_come_;
 };
 
 template <class T, class Products = Exact>
