@@ -11,6 +11,7 @@ FILES = (
     "linear_losses",
     "attention",
     "dense",
+    "linear",
     "transformers_models",
     "align_memory",
     "stages",

@@ -23,12 +23,12 @@ from benchmarks.align_memory import OneBatch, models
 from hybridattn.distill import AlignObjective, MatchObjective, Stage, Trainer
 
 KINDS: Mapping[str, tuple[str, ...]] = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm"),
+    "loss": ("hybridattn::linear_kl_divergence", "hybridattn::linear_cross_entropy", "hybridattn::alignment_loss"),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "hybridattn::linear"),
     "the teacher's softmax attention": ("aten::_scaled_dot_product",),
     "rules": ("hybridattn::chunk_",),
     "norms of mixers": ("hybridattn::row_norm",),
     "rotary embedding of mixers": ("hybridattn::apply_rotary",),
-    "loss": ("hybridattn::linear_", "hybridattn::alignment_loss"),
     "optimiser": ("aten::_fused_adamw", "aten::_foreach", "Optimizer"),
     "copies and casts": ("aten::copy_", "aten::cat"),
     "zeros": ("aten::fill_",),

@@ -1,8 +1,7 @@
-// Registers RMSNorm, softmax attention and the alignment loss: compositions that
+// Registers softmax attention and the alignment loss: compositions that
 // autograd and tracing see through.
 #include <hybridattn/ops/alignment_loss.h>
 #include <hybridattn/ops/attention.h>
-#include <hybridattn/ops/norm.h>
 #include <torch/library.h>
 
 namespace {
@@ -24,14 +23,12 @@ Tensor alignment(const Tensor& prediction, const Tensor& target, const Optional&
 } // namespace
 
 TORCH_LIBRARY_FRAGMENT(hybridattn, m) {
-  m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   m.def("softmax_attention(Tensor q, Tensor k, Tensor v, float? scale, bool causal, int window, int sinks, Tensor? "
         "cu_seqlens, Tensor? padding_mask) -> Tensor");
   m.def("alignment_loss(Tensor prediction, Tensor target, Tensor? mask, str kind, str reduction) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(hybridattn, CompositeImplicitAutograd, m) {
-  m.impl("rms_norm", TORCH_FN(rms_norm));
   m.impl("softmax_attention", TORCH_FN(attention));
   m.impl("alignment_loss", TORCH_FN(alignment));
 }

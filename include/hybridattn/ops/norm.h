@@ -1,21 +1,16 @@
 // Norms over the last dimension: RMSNorm, gated RMSNorm, L2 normalisation.
 #pragma once
 
-#include <ATen/ops/rsqrt.h>
-#include <ATen/TensorOperators.h>
-#include <hybridattn/core/check.h>
 #include <hybridattn/ops/row_norm.h>
 
 namespace hybridattn::ops {
 
-/// x / sqrt(mean(x^2) + eps) * weight, statistics in fp32 (fp64 for fp64 inputs), as Transformers' LlamaRMSNorm to the
-/// last bit: kept attention layers must not change. A composition of ATen ops.
+/// x / sqrt(mean(x^2) + eps) * weight, computed in fp32 (fp64 for fp64 inputs).
 /// @param x [..., D]  @param weight [D]  @returns [..., D] in x's dtype
-inline at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
-  HA_CHECK(weight.dim() == 1 && x.dim() >= 1 && weight.size(0) == x.size(-1), "rms_norm: weight must be [", x.size(-1),
-           "], got ", weight.sizes());
-  const auto wide = x.to(state_dtype(x));
-  return weight * (wide * (wide.square().mean(-1, true) + eps).rsqrt()).to(x.scalar_type());
+/// @throws c10::ValueError if shapes disagree
+inline at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps,
+                           Backend backend = Backend::automatic) {
+  return row_norm("rms_norm", {.x = x, .weight = weight, .eps = eps, .mean = true}, backend);
 }
 
 /// rms_norm(x, weight) * SiLU(gate), formed in fp32; gate has x's shape.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hybridattn.nn import native_linear
+from hybridattn.hf import native_layers
 
 
 class Precision:
@@ -27,13 +27,16 @@ class Precision:
     def forward(self) -> Iterator[None]:
         """Context of forward passes."""
         # Without the cache a layer's bf16 weights die with its activations; no weight is used twice in a pass anyway.
-        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.narrow, cache_enabled=False), native_linear():
+        with (
+            torch.autocast(self.device_type, torch.bfloat16, enabled=self.narrow, cache_enabled=False),
+            native_layers(),
+        ):
             yield
 
     @contextmanager
     def backward(self) -> Iterator[None]:
         """Context of backward passes: autocast would narrow the fp32 products in the backward formulas."""
-        with torch.autocast(self.device_type, enabled=False), native_linear():
+        with torch.autocast(self.device_type, enabled=False), native_layers():
             yield
 
     def narrowed(self, tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from hybridattn.hf.cache import HybridCache
 from hybridattn.hf.configuration import HybridConfig
 from hybridattn.hf.families import SUPPORTED, check_teacher
 from hybridattn.hf.modeling import HybridForCausalLM
+from hybridattn.hf.native_layers import native_layers
 
 AutoConfig.register(HybridConfig.model_type, HybridConfig, exist_ok=True)
 AutoModelForCausalLM.register(HybridConfig, HybridForCausalLM, exist_ok=True)
@@ -21,4 +22,5 @@ __all__ = [
     "decoder_layers",
     "head_weight",
     "hidden_states",
+    "native_layers",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from hybridattn import ops
-from hybridattn.nn import native_linear
+from hybridattn.hf.native_layers import native_layers
 
 TESTED_VERSIONS = ("5.23", "5.24")
 """Releases of Transformers whose functions these replacements were compared with."""
@@ -182,21 +182,18 @@ class Acceleration:
     """What `accelerate_transformers` replaced. `undo` puts the originals back; so does leaving a ``with`` block."""
 
     originals: dict[str, tuple[ModuleType | type, str, Function]] = field(default_factory=dict)
-    linear: ExitStack = field(default_factory=ExitStack)
-
-    def __post_init__(self) -> None:
-        self.linear.enter_context(native_linear())
+    layers: ExitStack = field(default_factory=ExitStack)
 
     @property
     def replaced(self) -> list[str]:
         """Full names of the functions that are replaced now."""
-        return list(self.originals)
+        return [*self.originals, "torch.nn.Linear.forward"] if self.originals else []
 
     def undo(self) -> None:
         for owner, name, original in self.originals.values():
             setattr(owner, name, original)
         self.originals.clear()
-        self.linear.close()
+        self.layers.close()
 
     def __enter__(self) -> Acceleration:
         return self
@@ -212,7 +209,8 @@ class Acceleration:
 
 
 def accelerate_transformers(*models: str) -> Acceleration:
-    """Runs the linear attention layers of Transformers' hybrid models on this library's CPU kernels.
+    """Runs the linear attention layers of Transformers' hybrid models, and every `torch.nn.Linear`, on this library's CPU
+    kernels.
 
     Outputs, caches and gradients are the reference's up to rounding, and packed documents work, which the reference refuses
     (or, in Kimi Linear, mixes).
@@ -253,4 +251,6 @@ def accelerate_transformers(*models: str) -> Acceleration:
             replacement.accelerated = True  # type: ignore[attr-defined]
             setattr(owner, own_name, replacement)
             done.originals[f"{module.__name__}.{name}"] = (owner, own_name, original)
+    if done.originals:
+        done.layers.enter_context(native_layers())
     return done

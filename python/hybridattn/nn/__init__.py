@@ -6,7 +6,6 @@ from hybridattn.nn.gated_deltanet import GatedDeltaNet
 from hybridattn.nn.gated_linear_attention import GatedLinearAttention
 from hybridattn.nn.kimi_delta_attention import KimiDeltaAttention
 from hybridattn.nn.lightning import Lightning
-from hybridattn.nn.linear import native_linear
 from hybridattn.nn.mixer import Mixer
 from hybridattn.nn.options import (
     DeltaNetOptions,
@@ -54,5 +53,4 @@ __all__ = [
     "SoftmaxAttentionOptions",
     "build_mixer",
     "mixer_type",
-    "native_linear",
 ]

@@ -2,6 +2,7 @@
 
 from hybridattn.ops.backend import (
     BACKENDS,
+    NATIVE_DTYPES,
     backend_report,
     instruction_set,
     instruction_sets,
@@ -47,6 +48,7 @@ from hybridattn.ops.state_interval import state_interval, use_state_interval
 
 __all__ = [
     "BACKENDS",
+    "NATIVE_DTYPES",
     "alignment_loss",
     "apply_rotary",
     "backend_report",

@@ -38,17 +38,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     return _ops.linear(x, weight, bias, chosen)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension, statistics in fp32, as Transformers' LlamaRMSNorm.
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: str | None = None) -> Tensor:
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension, formed in fp32 (fp64 for fp64 inputs).
 
     Args:
         x: ``[..., D]``.
         weight: ``[D]``.
+        backend: forces ``native`` or ``aten``.
 
     Raises:
-        ValueError: `weight` does not fit.
+        ValueError: `weight` does not fit, or the backend cannot compute on `x`.
     """
-    return _ops.rms_norm(x, weight, eps)
+    return _row_norm("rms_norm", x, weight, None, eps, True, False, backend)
 
 
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, backend: str | None = None) -> Tensor:

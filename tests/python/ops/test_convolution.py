@@ -1,4 +1,6 @@
-"""Short convolution against torch's conv1d in fp64: values, gradients, activation, documents, state, strides, the compiler."""
+"""Short convolution against torch's conv1d in fp64: values, gradients, activation, documents, state, the compiler."""
+
+import itertools
 
 import pytest
 import torch
@@ -54,7 +56,7 @@ def test_values_and_gradients_are_those_of_fp64(implementation, shape, activatio
 @pytest.mark.parametrize("activation", ["none", "silu"])
 def test_documents_are_separate(implementation, activation):
     leaves = problem((1, DOCUMENTS[-1], 20, 4), torch.float64)
-    spans = list(zip(DOCUMENTS, DOCUMENTS[1:], strict=False))
+    spans = list(itertools.pairwise(DOCUMENTS))
     assert_same(
         lambda *given: ops.short_convolution(*given, cu_seqlens=torch.tensor(DOCUMENTS), activation=activation),
         lambda x, *rest: torch.cat([reference(x[:, a:b], *rest, activation) for a, b in spans if b > a], 1),
@@ -71,7 +73,8 @@ def test_a_state_goes_on_where_a_sequence_stopped(implementation):
         assert_close(rest, whole[:, cut:])
     state = torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
-        lambda x, state: ops.short_convolution(x, weight, bias, state=state), (x[:, :2].detach().requires_grad_(), state)
+        lambda x, state: ops.short_convolution(x, weight, bias, state=state),
+        (x[:, :2].detach().requires_grad_(), state),
     )
 
 
@@ -122,7 +125,9 @@ def test_gradcheck_opcheck_and_the_compiler(implementation):
 
 def test_what_does_not_fit():
     x, weight, bias = problem((2, 6, 4, 3))
-    with pytest.raises(ValueError, match=r"x must be \[B, T, D\], weight \[D, W\] and bias \[D\], got \[2, 6, 4\], \[3, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"x must be \[B, T, D\], weight \[D, W\] and bias \[D\], got \[2, 6, 4\], \[3, 3\]"
+    ):
         ops.short_convolution(x, weight[1:])
     with pytest.raises(ValueError, match=r"and a bias of \[3\]"):
         ops.short_convolution(x, weight, bias[1:])

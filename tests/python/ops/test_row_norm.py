@@ -1,4 +1,4 @@
-"""Gated RMSNorm and L2 normalisation on every backend and instruction set, against plain formulas and Transformers."""
+"""RMSNorm, gated or not, and L2 normalisation on every instruction set, against plain formulas and Transformers."""
 
 import pytest
 import torch
@@ -16,8 +16,12 @@ def inputs(*shape, dtype=torch.float64):
     return tuple(y.to(dtype).requires_grad_() for y in (x, gate, weight))
 
 
+def plain_rms(x, _, weight):
+    return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight
+
+
 def plain_gated(x, gate, weight):
-    return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight * F.silu(gate)
+    return plain_rms(x, gate, weight) * F.silu(gate)
 
 
 def plain_l2(x):
@@ -31,16 +35,18 @@ def test_values_and_gradients(shape, dtype):
     """More rows than a task takes, sizes that fit no vector; inputs are rounded first, so that only arithmetic counts."""
     tensors = inputs(*shape, dtype=dtype)
     wide = tuple(y.detach().double().requires_grad_() for y in tensors)
-    for op, plain, count in (
-        (lambda x, gate, weight: ops.gated_rms_norm(x, gate, weight, 1e-5), plain_gated, 3),
-        (lambda x, *_: ops.l2_normalize(x, activation="silu"), lambda x, *_: plain_l2(x), 1),
+    for op, plain, names in (
+        (lambda x, gate, weight: ops.gated_rms_norm(x, gate, weight, 1e-5), plain_gated, ("x", "gate", "weight")),
+        (lambda x, _, weight: ops.rms_norm(x, weight, 1e-5), plain_rms, ("x", "weight")),
+        (lambda x, *_: ops.l2_normalize(x, activation="silu"), lambda x, *_: plain_l2(x), ("x",)),
     ):
         out, expected = op(*tensors), plain(*wide)
         assert out.dtype == dtype
         assert_close(out.double(), expected, dtype=dtype)
         direction = torch.randn(shape).to(dtype)
-        actual = torch.autograd.grad(out, tensors[:count], direction)
-        gradients = torch.autograd.grad(expected, wide[:count], direction.double())
+        used = [("x", "gate", "weight").index(name) for name in names]
+        actual = torch.autograd.grad(out, [tensors[i] for i in used], direction)
+        gradients = torch.autograd.grad(expected, [wide[i] for i in used], direction.double())
         for a, e in zip(actual, gradients, strict=True):
             assert a.dtype == dtype
             if shape != (1, 1):  # one number alone, normed, has a gradient that is a difference of equal ones

@@ -171,7 +171,7 @@ HYBRIDATTN_INLINE void store_narrowed(Bfloat16* to, Vector<float> x) {
 
 /// to[c] = factor * element c of the row.
 template <class T>
-inline void read_row(Rows<T> from, int columns, T factor, T* to) {
+inline void read_row(const Rows<T>& from, int columns, T factor, T* to) {
   constexpr int kLanes = Lanes<T>::count;
   const auto read = [&](auto element, auto vector) HYBRIDATTN_INLINE_LAMBDA {
     if (from.step == 1) {
@@ -202,7 +202,7 @@ inline void read_row(Rows<T> from, int columns, T factor, T* to) {
 }
 
 template <class T>
-inline void write_row(const T* from, int columns, Rows<T> to) {
+inline void write_row(const T* from, int columns, const Rows<T>& to) {
   constexpr int kLanes = Lanes<T>::count;
   int c = 0;
   if constexpr (sizeof(T) == 4) {
@@ -217,12 +217,18 @@ inline void write_row(const T* from, int columns, Rows<T> to) {
       return;
     }
   }
-  __builtin_memcpy(to.data, from, sizeof(T) * columns);
+  auto* data = static_cast<T*>(to.data);
+  for (; c + kLanes <= columns; c += kLanes) {
+    store<T>(data + c, load<T>(from + c));
+  }
+  for (; c < columns; ++c) {
+    data[c] = from[c];
+  }
 }
 
 /// to[r, c] = factor * from[r, c] for the rows and columns that exist, 0 in the padding up to `padded` of each.
 template <class T>
-inline void read_rows(Rows<T> from, int rows, int columns, T factor, int padded_rows, int padded_columns,
+inline void read_rows(const Rows<T>& from, int rows, int columns, T factor, int padded_rows, int padded_columns,
                       Matrix<T> to) {
   for (int r = 0; r < padded_rows; ++r) {
     T* row = to.at(r, 0);
@@ -237,7 +243,7 @@ inline void read_rows(Rows<T> from, int rows, int columns, T factor, int padded_
 }
 
 template <class T>
-inline void write_rows(Matrix<T> from, int rows, int columns, Rows<T> to) {
+inline void write_rows(Matrix<T> from, int rows, int columns, const Rows<T>& to) {
   for (int r = 0; r < rows; ++r) {
     write_row<T>(from.at(r, 0), columns, to.from(r));
   }
