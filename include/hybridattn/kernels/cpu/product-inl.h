@@ -68,7 +68,7 @@ private:
   static constexpr int kStrip = 32; ///< rows of a factor that are converted at a time
   /// A panel takes half of a first cache of 64 KiB, a left block a fraction of a second cache.
   static constexpr int kMostTerms = 1024 / static_cast<int>(sizeof(T)) * kTerms, kMostRows = 192, kMostColumns = 1024;
-  static_assert(kStrip % kPadding == 0 && kMostTerms % kStrip == 0 && kMostRows % kRowPadding == 0);
+  static_assert(kStrip % kPadding == 0 && kMostTerms % kStrip == 0 && kMostRows % kRowPadding == 0 && kPanel <= kStrip);
 
   /// Part of a dimension: `count` elements from `begin` on.
   struct Range {
