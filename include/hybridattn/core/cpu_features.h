@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
@@ -27,7 +28,6 @@ struct CpuFeatures {
   bool amx_tile = false;
   bool amx_bf16 = false;
   bool neon = false;
-  bool is_intel = false; ///< whose processors oneMKL is made for
 
   /// Every set with its name, as Linux spells it in /proc/cpuinfo.
   std::vector<std::pair<std::string, bool>> named() const {
@@ -61,9 +61,6 @@ inline CpuFeatures detect_cpu_features() {
   };
   const auto bit = [](unsigned value, int index) { return ((value >> index) & 1u) != 0; };
 
-  constexpr unsigned kGenu = 0x756e6547, kIneI = 0x49656e69, kNtel = 0x6c65746e;
-  const Registers vendor = cpuid(0, 0);
-  found.is_intel = vendor.b == kGenu && vendor.d == kIneI && vendor.c == kNtel;
   const Registers basic = cpuid(1, 0);
   if (!bit(basic.c, 27)) {
     return found; // no OSXSAVE: the operating system keeps no vector registers across a task switch
@@ -99,6 +96,20 @@ inline CpuFeatures detect_cpu_features() {
 inline const CpuFeatures& cpu_features() {
   static const CpuFeatures features = detail::detect_cpu_features();
   return features;
+}
+
+/// Whether Intel made this processor: oneMKL, which PyTorch's matrix products come from, is at its best there.
+inline bool is_intel_cpu() {
+#if defined(HYBRIDATTN_DETAIL_X86)
+  static const bool is_intel = [] {
+    unsigned highest = 0, parts[3] = {}; // of "GenuineIntel", four letters each
+    __get_cpuid(0, &highest, &parts[0], &parts[2], &parts[1]);
+    return std::memcmp(parts, "GenuineIntel", sizeof(parts)) == 0;
+  }();
+  return is_intel;
+#else
+  return false;
+#endif
 }
 
 } // namespace hybridattn

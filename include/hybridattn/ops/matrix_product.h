@@ -26,7 +26,7 @@ inline bool prefers_native_products(bool narrow) {
   if (narrow && set >= InstructionSet::avx512_bf16) {
     return true;
   }
-  return set >= InstructionSet::avx512 && !(at::hasMKL() && cpu_features().is_intel);
+  return set >= InstructionSet::avx512 && !(at::hasMKL() && is_intel_cpu());
 }
 
 namespace detail {

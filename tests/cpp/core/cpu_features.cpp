@@ -10,10 +10,11 @@
 
 namespace {
 
-std::set<std::string> kernel_flags() {
+/// The words of /proc/cpuinfo's line `name`.
+std::set<std::string> kernel_says(const std::string& name) {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);) {
-    if (line.rfind("flags", 0) == 0) {
+    if (line.rfind(name, 0) == 0) {
       std::istringstream words(line.substr(line.find(':') + 1));
       return {std::istream_iterator<std::string>(words), {}};
     }
@@ -24,7 +25,7 @@ std::set<std::string> kernel_flags() {
 } // namespace
 
 TEST_CASE("cpu_features/agrees with /proc/cpuinfo") {
-  const auto flags = kernel_flags();
+  const auto flags = kernel_says("flags");
   if (flags.empty()) {
     WARN("no /proc/cpuinfo flags on this system: nothing to compare with");
     return;
@@ -41,4 +42,8 @@ TEST_CASE("cpu_features/names are distinct and cover every field") {
     names.insert(name);
   }
   CHECK(names.size() == sizeof(hybridattn::CpuFeatures));
+}
+
+TEST_CASE("cpu_features/the maker is the one that the kernel reports") {
+  CHECK(hybridattn::is_intel_cpu() == (kernel_says("vendor_id").count("GenuineIntel") == 1));
 }
