@@ -27,7 +27,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "hybridattn::linear"),
     "the teacher's softmax attention": ("aten::_scaled_dot_product",),
     "rules": ("hybridattn::chunk_",),
-    "norms of mixers": ("hybridattn::row_norm",),
+    "norms": ("hybridattn::row_norm",),
     "rotary embedding of mixers": ("hybridattn::apply_rotary",),
     "optimiser": ("aten::_fused_adamw", "aten::_foreach", "Optimizer"),
     "copies and casts": ("aten::copy_", "aten::cat"),
