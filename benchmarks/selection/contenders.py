@@ -36,9 +36,11 @@ class Contender:
 
     def chosen(self, cell: Cell, keep: int) -> dict[str, Any]:
         """The measurement: ``layers`` per K, ``scores`` per layer (higher is more important) or None, and the cost."""
-        if self.per_budget:
-            return cell.once(f"choose {self.name} {keep}", lambda: self.choose(cell, [keep]))
-        return cell.once(f"choose {self.name}", lambda: self.choose(cell, cell.budgets))
+        return cell.once(self.key(keep), lambda: self.choose(cell, [keep] if self.per_budget else cell.budgets))
+
+    def key(self, keep: int) -> str:
+        """Of the measurement in the raw data."""
+        return f"choose {self.name} {keep}" if self.per_budget else f"choose {self.name}"
 
 
 def plans(cell: Cell, keep: int) -> list[Contender]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from statistics import fmean
 from typing import Any
 
@@ -39,7 +39,6 @@ class TextProtocol(Protocol):
     """Budgets of a text model; matrix products in bf16."""
 
     seq_len: int = 512
-    held_out: float = 0.05
     evaluation_sequences: int = 24
     selection_sequences: int = 8
     align_tokens: int = 131_072
@@ -98,18 +97,17 @@ def compare(cell: Cell) -> Iterator[None]:
 def table(cell: Cell) -> str:
     """Markdown; KL in nats per token of held-out text, after the same distillation."""
     teacher = cell.reference()
-    rows, uniform = [], []
+    rows = []
     for contender in contenders(cell):
-        key = f"choose {contender.name} {KEEP}" if contender.per_budget else f"choose {contender.name}"
-        if (choice := cell.journal.get(key)) is None:
+        if (choice := cell.journal.get(contender.key(KEEP))) is None:
             continue
         layers = choice["layers"][str(KEEP)]
         if (found := cell.journal.get(f"distil {set_key(layers)}")) is None:
             continue
         kl, recall = fmean(found["kl"]), sum(found["right"]) / sum(found["asked"])
-        uniform += [kl] if contender.name.startswith("uniform") else []
         rows.append((contender.name, layers, kl, recall, choice["tokens"]))
     rows.sort(key=lambda row: row[2])
+    uniform = [kl for name, _, kl, _, _ in rows if name.startswith("uniform")]
     scale = fmean(uniform) if uniform else float("nan")
     lines = [
         f"Recall of the teacher: {sum(teacher['right']) / sum(teacher['asked']):.3f}.",
@@ -136,8 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     started = time.monotonic()
     corpus = TEACHER.folder.parent / "corpus.jsonl"
     files = Files(corpus=corpus, results=Files().results / "smollm2")
-    show: Callable[[str], None] = lambda line: print(line, flush=True)  # noqa: E731
-    cell = TextCell(TEACHER, options.seed, TextProtocol(), files, show)
+    cell = TextCell(TEACHER, options.seed, TextProtocol(), files, partial(print, flush=True))
     for _ in compare(cell):
         if options.minutes is not None and time.monotonic() - started > 60 * options.minutes:
             print("out of time; run the same command again to go on")
