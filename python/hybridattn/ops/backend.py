@@ -45,6 +45,12 @@ def forced_backend(op: str, asked: str | None) -> str | None:
     return None
 
 
+def forced_dense_backend(op: str, asked: str | None) -> str | None:
+    """`forced_backend` of an op whose composition of ATen ops is the formula itself, so that it serves as naive too."""
+    forced = forced_backend(op, asked)
+    return "aten" if forced == "naive" else forced
+
+
 def choose_backend(op: str, asked: str | None, x: torch.Tensor) -> str:
     """The backend of one call on tensors like `x`: the forced one, else native where it can run, else aten.
 

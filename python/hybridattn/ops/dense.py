@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybridattn.ops.backend import choose_backend, forced_backend, record_call
+from hybridattn.ops.backend import choose_backend, forced_dense_backend, record_call
 
 _ops = torch.ops.hybridattn
 
@@ -31,8 +31,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     Raises:
         ValueError: shapes disagree, or the backend cannot compute on `x`.
     """
-    chosen = forced_backend("linear", backend) or "auto"
-    chosen = "aten" if chosen == "naive" else chosen
+    chosen = forced_dense_backend("linear", backend) or "auto"
     if not torch.compiler.is_compiling():
         record_call("linear", "native" if _ops.linear_runs_native(x, weight, chosen) else "aten")
     return _ops.linear(x, weight, bias, chosen)
@@ -101,8 +100,7 @@ def _row_norm(
 
 def _chosen(name: str, x: Tensor, backend: str | None) -> str:
     """The backend of one call, recorded."""
-    chosen = choose_backend(name, backend, x)
-    chosen = "aten" if chosen == "naive" else chosen  # which of rules alone is another computation
+    chosen = choose_backend(name, forced_dense_backend(name, backend), x)
     record_call(name, chosen)
     return chosen
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybridattn.ops.backend import choose_backend, forced_backend, record_call
+from hybridattn.ops.backend import choose_backend, forced_dense_backend, record_call
 
 _ops = torch.ops.hybridattn
 
@@ -75,8 +75,7 @@ def linear_kl_divergence(
         ValueError: shapes or vocabularies disagree, or an option is out of range.
     """
     op = "linear_kl_divergence"
-    forced = forced_backend(op, backend)
-    forced = "aten" if forced == "naive" else forced  # the composition is the formula itself
+    forced = forced_dense_backend(op, backend)
     record_call(op, "aten" if kind == "jsd" else choose_backend(op, forced, student_hidden))
     with torch.set_grad_enabled(torch.is_grad_enabled() and reduction != "none"):
         total, loss, _, _ = _ops.linear_kl_divergence(
