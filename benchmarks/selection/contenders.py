@@ -12,7 +12,7 @@ from hybridattn.select import ScoreOptions
 from hybridattn.select.criteria import CRITERIA
 from hybridattn.select.default import AutoOptions, select_layers
 
-DEFAULT = "default (recall_kl)"
+DEFAULT = "default"
 """The contender that the library uses when nobody says otherwise: its selector with its loss."""
 
 PLANS = ("uniform", "random", "first", "last")
@@ -62,6 +62,7 @@ def selectors() -> list[Contender]:
         losses = LOSSES if name in _LOSS_DRIVEN else ("kl",)
         found += [_scored(labelled(name, loss), name, loss, per_budget=name == "learned_gates") for loss in losses]
     found += [search(loss) for search in (_sequential, _refined_removal) for loss in LOSSES]
+    # By the loss that was the default when they were measured.
     return [*found, _trained_finalists("recall_kl"), _trained_addition()]
 
 
@@ -125,7 +126,7 @@ def _default(loss: str) -> Contender:
 
 
 def _trained_finalists(loss: str) -> Contender:
-    """The default, and its two nearest rivals, trained by as much stage 2 as the finished hybrid gets."""
+    """The default by `loss`, and its two nearest rivals, trained by as much stage 2 as the finished hybrid gets."""
 
     def choose(cell: Cell, budgets: Sequence[int]) -> dict[str, Any]:
         stage, options = cell.protocol.score_stage(cell.seed), AutoOptions(finalists=3)

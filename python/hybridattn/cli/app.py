@@ -149,7 +149,7 @@ def select(
     loss: Annotated[
         str | None,
         typer.Option(
-            help="recall_kl: held-out KL that counts tokens by how much they need far context; kl: all tokens alike",
+            help="kl (default): held-out KL of all tokens alike; recall_kl: tokens count by how much they need far context",
             rich_help_panel=CHOICE_PANEL,
         ),
     ] = None,

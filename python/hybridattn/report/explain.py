@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from hybridattn.select.evaluator import LOSS_NAMES
+
 
 def listed(layers: Sequence[int]) -> str:
     """``layer 3``, ``layers 3 and 5``, ``layers 3, 5 and 8``."""
@@ -43,6 +45,11 @@ def decisive(selection: dict[str, Any], scores: dict[str, dict[str, Any]], recip
     return name if name in scores else None
 
 
+def searched_loss(recipe: dict[str, Any]) -> str:
+    """What the run's searches over sets of layers lowered, in words."""
+    return LOSS_NAMES[recipe.get("select", {}).get("loss", "kl")]
+
+
 def _what(evaluation: dict[str, Any], layers: list[int]) -> str:
     total = evaluation["num_layers"]
     return (
@@ -72,12 +79,12 @@ def _measured(score: dict[str, Any], layers: list[int], recipe: dict[str, Any]) 
     if moved_in:
         text += (
             f"Scores judge each layer alone, so exchanges were tried afterwards: {listed(moved_in)} took the place of "
-            f"{listed(moved_out)}, because the held-out KL of the whole hybrid fell significantly."
+            f"{listed(moved_out)}, because the held-out {searched_loss(recipe)} of the whole hybrid fell significantly."
         )
     elif recipe.get("select", {}).get("refine") == "swap" and others:
         text += (
             "Scores judge each layer alone, so exchanges were tried afterwards: no kept layer could be exchanged for "
-            "another one with a significant fall of the whole hybrid's held-out KL."
+            f"another one with a significant fall of the whole hybrid's held-out {searched_loss(recipe)}."
         )
     return text
 

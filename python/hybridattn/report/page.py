@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from hybridattn.report import explain, sections
+from hybridattn.select.evaluator import LOSS_NAMES
 
 
 def _json(path: Path) -> Any | None:
@@ -35,6 +36,7 @@ def render_report(run_dir: str | Path) -> str:
     selection: Any = _json(run / "selection.json")
     evaluation: Any = _json(run / "eval.json")
     recipe = (run / "recipe.toml").read_text(encoding="utf-8")
+    settings = tomllib.loads(recipe)
     ledger, info = _json(run / "ledger.json") or {"entries": []}, _json(run / "info.json") or {}
     models, scores, cost = evaluation["models"], _scores(run), evaluation.get("cost")
     frontier: Any = _json(run / "select" / "frontier.json")
@@ -45,7 +47,9 @@ def render_report(run_dir: str | Path) -> str:
         mixer=evaluation["mixer"],
         layers=[{"index": i, "kept": i in selection["layers"]} for i in range(evaluation["num_layers"])],
         selection=selection,
-        why=explain.why_these_layers(evaluation, selection, scores, tomllib.loads(recipe)),
+        why=explain.why_these_layers(evaluation, selection, scores, settings),
+        loss_names=LOSS_NAMES,
+        searched=explain.searched_loss(settings),
         alternatives=explain.alternatives(models),
         sequences=len(models.get("hybrid", {}).get("kl_sequences", ())),
         models={name: model | {"recall_mean": explain.recall_mean(model)} for name, model in models.items()},

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hybridattn import _C, select
 from hybridattn.select import CandidateEvaluator, LayerScores, Loss, ScoreOptions
 from hybridattn.select.criteria import ALIASES, CRITERIA, criterion_type
+from hybridattn.select.evaluator import LOSS_NAMES
 from hybridattn.select.frontier import quality_cost_frontier
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ class LayerChooser:
                 lambda: select.swap_refinement(self.evaluator(table.loss), layers, table.confidence, self._line),
                 table.loss,
             )
-            explanation += ", then exchanges of layers while the held-out KL fell significantly."
+            explanation += f", then exchanges of layers while the held-out {LOSS_NAMES[table.loss]} fell significantly."
             layers, history = found.layers, [*history, *found.history]
         budget = self.pipeline.directory.read("select/budget.json")
         if budget is not None:
@@ -177,7 +178,7 @@ class LayerChooser:
         count, keep = self.num_layers, self.keep
         if strategy == "auto":
             found = self._auto()
-            loss = "recall-weighted KL" if self.pipeline.recipe.select.loss == "recall_kl" else "KL"
+            loss = LOSS_NAMES[self.pipeline.recipe.select.loss]
             explanation = (
                 f"softmax was taken away layer by layer where the held-out {loss} rose least, then kept layers were "
                 "exchanged for others, one and two at a time, while it fell significantly."

@@ -93,10 +93,11 @@ class SelectTable(_Table):
     strategy: str = "auto"
     """``auto`` (elimination, races, exchanges), ``ranking`` (top of the scores), a criterion, ``sequential``, ``uniform``,
     ``random``, ``first``, ``last`` or ``explicit``."""
-    loss: Literal["recall_kl", "kl"] = "recall_kl"
-    """What searches lower: the held-out KL, plain or with each token weighted by how much it needs far context."""
+    loss: Literal["kl", "recall_kl"] = "kl"
+    """What searches lower: the held-out KL, plain or (``recall_kl``) with each token weighted by how much it needs far
+    context."""
     window: int | None = Field(None, ge=2)
-    """Tokens beyond which context is far; a quarter of the sequence when absent."""
+    """Tokens beyond which context is far, for `recall_drop` and ``recall_kl``; a quarter of the sequence when absent."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Of every race and exchange of ``auto``."""
     proposals: list[str] = Field(default_factory=list)

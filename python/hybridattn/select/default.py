@@ -85,7 +85,7 @@ def select_layers(
             not train, or with fewer held-out sequences than the confidence needs (before anything is measured).
 
     Example:
-        >>> evaluator = CandidateEvaluator(student, teacher, data.held_out(64), "score", loss="recall_kl")
+        >>> evaluator = CandidateEvaluator(student, teacher, data.held_out(64), "score")
         >>> hybrid = ha.keep_softmax(student, teacher, select_layers(evaluator, keep=8).layers)
     """
     options = options or AutoOptions()

@@ -30,9 +30,11 @@ from hybridattn.select.teacher_states import TeacherStates
 Line = Callable[[str], None]
 """Takes one line of text for people."""
 
-Loss = Literal["recall_kl", "kl"]
+Loss = Literal["kl", "recall_kl"]
 """``kl``: mean over tokens; ``recall_kl``: each token weighted by how much the teacher needs far context for it."""
 
+LOSS_NAMES = {"kl": "KL", "recall_kl": "recall-weighted KL"}
+"""What texts for people call them."""
 
 WAITING = "waits for another process that measures in this run directory"
 

@@ -15,9 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "examples" / "tiny_
 import prepare
 import symbols
 from benchmarks.selection import analysis, records, report, run, table, truth
-from benchmarks.selection.contenders import DEFAULT, plans, selectors
+from benchmarks.selection.contenders import DEFAULT, labelled, plans, selectors
 from benchmarks.selection.protocol import Files, Protocol, Teacher
 
+WEIGHTED = labelled(DEFAULT, "recall_kl")
 LAYERS = 3
 SMALL = Protocol(
     held_out=0.1,
@@ -76,7 +77,7 @@ def test_a_comparison_stops_goes_on_and_repeats_nothing(setting):
     assert comparison.whole
     assert set(comparison.chosen) == chosen
     finalists = comparison.chosen["default + trained finalists (recall_kl)"]
-    assert finalists.tokens > comparison.chosen[DEFAULT].tokens + 2 * 512, "at least two rounds of three finalists"
+    assert finalists.tokens > comparison.chosen[WEIGHTED].tokens + 2 * 512, "at least two rounds of three finalists"
     assert comparison.chosen["ga_s2 (trained)"].tokens > comparison.chosen["ga_s2"].tokens > 0
     page = report.write(files.results).read_text()
     assert page.count(f"| {DEFAULT} |") >= 2
@@ -137,7 +138,7 @@ def by_hand(tmp_path: Path) -> Path:
         distilled("0,3", [5, 6, 4], [0.1, 0.1, 0.1]),
         distilled("2,3", [0, 1, 0], [2.0, 2.1, 2.4]),
         choice(DEFAULT, [0, 2], 100),
-        choice("default", [0, 1], 80),
+        choice(WEIGHTED, [0, 1], 80),
         choice("ga_s2 (trained)", [0, 1], 3000, [4.0, 3.0, 2.0, 1.0]),
         choice("uniform:0", [0, 3], 0),
         choice("uniform:1", [2, 3], 0),
@@ -182,15 +183,15 @@ def test_the_truth_is_whole_only_when_its_sets_are_distilled(tmp_path):
 
 def test_duels_are_paired_by_text_and_corrected_for_their_number(tmp_path):
     found = {duel.other: duel for duel in analysis.duels([the_comparison(tmp_path)])}
-    assert set(found) == {"default", "ga_s2 (trained)", "uniform"}
-    assert found["default"].recall == 0
-    assert found["default"].worse_recall == found["default"].better_recall == 1
+    assert set(found) == {WEIGHTED, "ga_s2 (trained)", "uniform"}
+    assert found[WEIGHTED].recall == 0
+    assert found[WEIGHTED].worse_recall == found[WEIGHTED].better_recall == 1
     # -0.1, -0.1, -0.2: t = -4 with two degrees of freedom.
-    assert found["default"].kl == pytest.approx(-0.4 / 3)
-    assert found["default"].better_kl == pytest.approx(0.0286, abs=1e-4)
-    assert found["default"].worse_kl == pytest.approx(1 - 0.0286, abs=1e-4)
-    assert analysis.verdict([found["default"]])["better_kl"] == 1
-    assert analysis.verdict([found["default"]] * 2)["better_kl"] == 0
+    assert found[WEIGHTED].kl == pytest.approx(-0.4 / 3)
+    assert found[WEIGHTED].better_kl == pytest.approx(0.0286, abs=1e-4)
+    assert found[WEIGHTED].worse_kl == pytest.approx(1 - 0.0286, abs=1e-4)
+    assert analysis.verdict([found[WEIGHTED]])["better_kl"] == 1
+    assert analysis.verdict([found[WEIGHTED]] * 2)["better_kl"] == 0
 
 
 def test_the_page_says_whether_goals_are_reached(tmp_path):
@@ -199,7 +200,7 @@ def test_the_page_says_whether_goals_are_reached(tmp_path):
     assert "1/30.0 of the tokens, 1/30.0 of the FLOPs, at Jaccard 1.00 against 0.33" in page
     assert "recall: worse than none; KL: worse than none (of 3)" in page
     assert "a processor, 2 cores, 1 thread(s); torch 2; 2026-01-02 to 2026-01-02" in page
-    assert "| default | 1 | 1.000 / 1.000 | +0.133 / +0.000 | 0.33 / 1.00 |" in page
+    assert "| default | 1 | 1.000 / 1.000 | +0.000 / +0.133 | 1.00 / 0.33 |" in page
 
 
 def test_ranks_of_equal_values_are_shared():

@@ -18,10 +18,12 @@ def scoring(kept, verdicts, scores=(0.1, 0.2, 3.5, 2.5)):
     return {"title": "Removal", "explanation": "One layer at a time.", "layers": rows, "kept": kept}
 
 
-def why(layers, scores, strategy="ranking"):
+def why(layers, scores, strategy="ranking", **select):
     selection = {"layers": layers, "strategy": strategy, "explanation": "evenly spaced, offset 0"}
     evaluation = {"num_layers": 4, "mixer": "gated_deltanet"}
-    return " ".join(explain.why_these_layers(evaluation, selection, scores, RECIPE))
+    return " ".join(
+        explain.why_these_layers(evaluation, selection, scores, RECIPE | {"select": RECIPE["select"] | select})
+    )
 
 
 def test_it_names_the_measurement_and_what_is_sure():
@@ -39,8 +41,10 @@ def test_it_names_the_measurement_and_what_is_sure():
 
 def test_it_says_what_exchanges_changed():
     text = why([1, 2], {"removal": scoring([2, 3], ["open"] * 4)})
-    assert "layer 1 took the place of layer 3" in text
+    assert "layer 1 took the place of layer 3, because the held-out KL of the whole hybrid fell" in text
     assert "surely" not in text
+    text = why([1, 2], {"removal": scoring([2, 3], ["open"] * 4)}, loss="recall_kl")
+    assert "because the held-out recall-weighted KL of the whole hybrid fell" in text
 
 
 def test_a_plan_that_measured_nothing_says_so():

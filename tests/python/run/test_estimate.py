@@ -104,10 +104,12 @@ def test_a_race_is_counted_to_its_end(folder, mode):
     assert steps["score (addition)"].disk_while > 0  # candidates that wait for their turn
 
 
-def test_finalists_are_counted_to_the_end_of_their_training(folder):
+@pytest.mark.parametrize("loss", ["kl", "recall_kl"])
+def test_finalists_are_counted_to_the_end_of_their_training(folder, loss):
     """Two close finalists are trained to the end, so the estimate's most is what they cost."""
     changes = ["select={keep=1, strategy='auto', finalists=2, rounds=2, frontier=false, stage={tokens=128}}"]
     changes += ["score={held_out_sequences=16, stage={batch_size=2}}", "compare.plans=[]"]
+    changes += [f"select.loss={loss}"]
     recipe = load_recipe(folder / "recipe.toml", changes)
     steps = {step.step: step for step in estimate(recipe, folder / "run").steps}
     pipeline = Pipeline(recipe, folder / "run")

@@ -68,6 +68,26 @@ def test_the_default_selector_from_a_budget_of_recall_or_memory_to_the_report(fo
         Pipeline(recipe, folder / "latency").choose()
 
 
+def test_searches_lower_plain_kl_unless_asked_and_every_text_names_the_loss(folder):
+    auto = ["select.strategy=auto", "select.context=32", "compare.plans=[]"]
+    plain = load_recipe(folder / "recipe.toml", auto)
+    weighted = load_recipe(folder / "recipe.toml", [*auto, "select.loss=recall_kl"])
+    for recipe, loss in ((plain, "KL"), (weighted, "recall-weighted KL")):
+        pipeline = Pipeline(recipe, folder / loss)
+        page = pipeline.run().read_text()
+        assert f"where the held-out {loss} rose least" in pipeline.choose().explanation
+        assert f"<th>held-out {loss}</th>" in page
+        assert f"Held-out {loss} of nested sets" in page
+        events = (folder / loss / "score" / "events.jsonl").read_text()
+        assert ("recall weights" in events) == (recipe is weighted)
+    # A directory's recipe names its loss, so one from a time with another default goes on when asked for its own.
+    with pytest.raises(ValueError, match=r"select.loss: 'recall_kl' there, 'kl' now"):
+        Pipeline(plain, folder / "recall-weighted KL")
+    ledger = (folder / "recall-weighted KL" / "ledger.json").read_text()
+    Pipeline(weighted, folder / "recall-weighted KL").run()
+    assert (folder / "recall-weighted KL" / "ledger.json").read_text() == ledger
+
+
 FINALISTS = [
     "select={keep=1, strategy='auto', finalists=2, rounds=2, frontier=false, stage={tokens=128, lr=1e-3}}",
     "score={held_out_sequences=16, stage={batch_size=2}}",

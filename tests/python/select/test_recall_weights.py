@@ -70,7 +70,7 @@ def test_windows_that_cut_nothing_are_named():
         RecallWeights(teacher, 1)
     with pytest.raises(ValueError, match="a window of 12 tokens cuts nothing off sequences of 12"):
         CandidateEvaluator(*models(), held_out(), loss="recall_kl", window=12)
-    with pytest.raises(ValueError, match="loss is 'kll', expected one of recall_kl, kl"):
+    with pytest.raises(ValueError, match="loss is 'kll', expected one of kl, recall_kl"):
         CandidateEvaluator(*models(), held_out(), loss="kll")
 
 
