@@ -10,6 +10,7 @@
 #include "hybridattn/core/nearest.h"
 
 #include "hybridattn/kernels/cpu/arrays.h"
+#include "hybridattn/kernels/cpu/attention_task.h"
 #include "hybridattn/kernels/cpu/chunk_task.h"
 #include "hybridattn/kernels/cpu/convolution_task.h"
 #include "hybridattn/kernels/cpu/instruction_set.h"
@@ -21,11 +22,13 @@
 
 #include "hybridattn/ops/alignment_loss.h"
 #include "hybridattn/ops/apply_rotary.h"
+#include "hybridattn/ops/aten_attention.h"
 #include "hybridattn/ops/aten_channel_backward.h"
 #include "hybridattn/ops/aten_channel_forward.h"
 #include "hybridattn/ops/aten_chunk_backward.h"
 #include "hybridattn/ops/aten_chunk_forward.h"
 #include "hybridattn/ops/attention.h"
+#include "hybridattn/ops/attention_options.h"
 #include "hybridattn/ops/backend.h"
 #include "hybridattn/ops/channel_pairs.h"
 #include "hybridattn/ops/channel_tensors.h"
@@ -47,6 +50,7 @@
 #include "hybridattn/ops/linear_loss.h"
 #include "hybridattn/ops/matrix_product.h"
 #include "hybridattn/ops/naive_rule.h"
+#include "hybridattn/ops/native_attention.h"
 #include "hybridattn/ops/native_rule.h"
 #include "hybridattn/ops/norm.h"
 #include "hybridattn/ops/rotary.h"
@@ -54,6 +58,7 @@
 #include "hybridattn/ops/rule.h"
 #include "hybridattn/ops/short_convolution.h"
 #include "hybridattn/ops/step_rule.h"
+#include "hybridattn/ops/tensor_rows.h"
 
 #include "hybridattn/nn/autocast.h"
 #include "hybridattn/nn/deltanet.h"

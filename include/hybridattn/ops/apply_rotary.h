@@ -9,7 +9,7 @@
 #include <hybridattn/core/check.h>
 #include <hybridattn/kernels/cpu/sets.h>
 #include <hybridattn/ops/backend.h>
-#include <hybridattn/ops/rule.h>
+#include <hybridattn/ops/tensor_rows.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -45,18 +45,10 @@ namespace detail {
 
 template <class T>
 at::Tensor native_apply_rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool transposed) {
-  const auto dtype = state_dtype(x);
   const bool narrow_steps = x.scalar_type() == at::kBFloat16 && cos.scalar_type() == at::kBFloat16;
-  const auto readable = [&](const at::Tensor& y) {
-    return (y.scalar_type() == at::kBFloat16 && sizeof(T) == 4 ? y : y.to(dtype)).contiguous();
-  };
-  const auto cosine = readable(cos), sine = readable(sin);
+  const auto cosine = readable<T>(cos).contiguous(), sine = readable<T>(sin).contiguous();
   const int64_t batch = x.size(0), tokens = x.size(1), heads = x.size(2), size = x.size(3), rotary = cos.size(2);
   auto out = at::empty(x.sizes(), x.options());
-  const auto rows = [](const at::Tensor& y, int64_t element, int64_t stride, int64_t step = 1) {
-    auto* data = static_cast<char*>(const_cast<void*>(y.const_data_ptr())) + element * y.element_size();
-    return kernels::cpu::Rows<T>{data, y.scalar_type() == at::kBFloat16, stride, step};
-  };
   const auto kernel = kernels::cpu::rotary_kernel<T>(kernels::cpu::chosen_instruction_set());
   constexpr int64_t kElements = 1 << 15; // of a task
   const int64_t block =
@@ -73,12 +65,12 @@ at::Tensor native_apply_rotary(const at::Tensor& x, const at::Tensor& cos, const
       task.half = static_cast<int>(rotary / 2);
       task.transposed = transposed;
       task.narrow_steps = narrow_steps;
-      task.x = rows(x, row * x.stride(0) + first * x.stride(1), x.stride(1), x.stride(3));
+      task.x = tensor_rows<T>(x, row * x.stride(0) + first * x.stride(1), x.stride(1), x.stride(3));
       task.x_head_stride = x.stride(2);
-      task.out = rows(out, (row * tokens + first) * heads * size, heads * size);
+      task.out = tensor_rows<T>(out, (row * tokens + first) * heads * size, heads * size);
       task.out_head_stride = size;
-      task.cos = rows(cosine, angles, rotary);
-      task.sin = rows(sine, angles, rotary);
+      task.cos = tensor_rows<T>(cosine, angles, rotary);
+      task.sin = tensor_rows<T>(sine, angles, rotary);
       kernel(task);
     }
   });

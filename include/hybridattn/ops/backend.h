@@ -27,18 +27,23 @@ inline Backend backend(const std::string& op, std::string_view wanted) {
   HA_CHECK(false, op, ": unknown backend '", wanted, "', known are auto, native, aten");
 }
 
+inline bool native_can_run(at::Device device, at::ScalarType type) {
+  return device.is_cpu() && (type == at::kFloat || type == at::kDouble || type == at::kBFloat16);
+}
 inline bool native_can_run(const at::Tensor& x) {
-  const auto type = x.scalar_type();
-  return x.device().is_cpu() && (type == at::kFloat || type == at::kDouble || type == at::kBFloat16);
+  return native_can_run(x.device(), x.scalar_type());
 }
 
-/// Whether native kernels are to compute on `x`. @throws c10::ValueError if they are asked for and cannot
-inline bool runs_native(const std::string& op, Backend wanted, const at::Tensor& x) {
-  const bool possible = native_can_run(x);
+/// Whether native kernels are to compute on tensors of `type`. @throws c10::ValueError if they are asked for and cannot
+inline bool runs_native(const std::string& op, Backend wanted, at::Device device, at::ScalarType type) {
+  const bool possible = native_can_run(device, type);
   HA_CHECK(possible || wanted != Backend::native, op,
-           ": the native backend computes on CPU tensors of float64, float32 or bfloat16, got ", x.scalar_type(),
-           " on ", x.device(), "; choose backend aten");
+           ": the native backend computes on CPU tensors of float64, float32 or bfloat16, got ", type, " on ", device,
+           "; choose backend aten");
   return possible && wanted != Backend::aten;
+}
+inline bool runs_native(const std::string& op, Backend wanted, const at::Tensor& x) {
+  return runs_native(op, wanted, x.device(), x.scalar_type());
 }
 
 } // namespace hybridattn::ops

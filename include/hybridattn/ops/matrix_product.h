@@ -10,6 +10,7 @@
 #include <hybridattn/core/cpu_features.h>
 #include <hybridattn/kernels/cpu/sets.h>
 #include <hybridattn/ops/backend.h>
+#include <hybridattn/ops/tensor_rows.h>
 
 #include <algorithm>
 #include <limits>
@@ -66,21 +67,19 @@ void native_product(const at::Tensor& out, const at::Tensor& left, const at::Ten
     bool transposed;
     kernels::cpu::Rows<T> rows;
 
-    Operand(const at::Tensor& x, at::ScalarType type)
-        : tensor(sizeof(T) == sizeof(float) && x.scalar_type() == at::kBFloat16 ? x : x.to(type)) {
+    explicit Operand(const at::Tensor& x) : tensor(readable<T>(x)) {
       transposed = tensor.stride(1) != 1 && tensor.stride(0) == 1;
       if (!transposed && tensor.stride(1) != 1) {
         tensor = tensor.contiguous();
       }
-      rows = {const_cast<void*>(tensor.const_data_ptr()), tensor.scalar_type() == at::kBFloat16,
-              tensor.stride(transposed ? 1 : 0)};
+      rows = tensor_rows<T>(tensor, 0, tensor.stride(transposed ? 1 : 0));
     }
     /// From `row` and `column` on of the matrix that is not transposed.
     kernels::cpu::Rows<T> from(int64_t row, int64_t column) const {
       return transposed ? rows.from(column).columns_from(row) : rows.from(row).columns_from(column);
     }
   };
-  const Operand a(left, out.scalar_type()), b(right, out.scalar_type());
+  const Operand a(left), b(right);
   const int64_t rows = out.size(0), columns = out.size(1);
   const auto kernel = kernels::cpu::product_kernel<T>(kernels::cpu::chosen_instruction_set(), narrow);
   const ProductGrid grid(rows, columns, at::in_parallel_region() ? 1 : at::get_num_threads());

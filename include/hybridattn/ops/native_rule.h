@@ -10,6 +10,7 @@
 #include <hybridattn/ops/chunk_results.h>
 #include <hybridattn/ops/documents.h>
 #include <hybridattn/ops/rule.h>
+#include <hybridattn/ops/tensor_rows.h>
 
 #include <atomic>
 
@@ -30,15 +31,6 @@ E* data(const at::Tensor& x) {
 template <class E>
 const E* const_data(const at::Tensor& x) {
   return static_cast<const E*>(x.const_data_ptr());
-}
-
-/// Rows [T, D] of one head of x [B, T, heads, D], from a token of the flattened [B * T] on. x has T's type, or bf16.
-template <class T>
-kernels::cpu::Rows<T> rows(const at::Tensor& x, int64_t token, int64_t head) {
-  const int64_t length = x.size(1);
-  const int64_t offset = token / length * x.stride(0) + token % length * x.stride(1) + head * x.stride(2);
-  auto* first = static_cast<char*>(const_cast<void*>(x.const_data_ptr())) + offset * x.element_size();
-  return {first, x.scalar_type() == at::kBFloat16, x.stride(1), x.stride(3)};
 }
 
 /// The columns [first, first + size) of a value head that one task computes.
@@ -112,15 +104,15 @@ struct NativeInputs {
     task.chunk = static_cast<int>(order.chunk);
     task.scale = static_cast<T>(scale);
     if (task.tokens > 0) {
-      task.q = rows<T>(in.q, first, head / groups);
-      task.k = rows<T>(in.k, first, head / groups);
-      task.v = rows<T>(in.v.narrow(3, columns.first, columns.size), first, head);
+      task.q = head_rows<T>(in.q, first, head / groups);
+      task.k = head_rows<T>(in.k, first, head / groups);
+      task.v = head_rows<T>(in.v.narrow(3, columns.first, columns.size), first, head);
       if (channel_g.defined()) {
-        task.channel_g = rows<T>(channel_g, first, head);
+        task.channel_g = head_rows<T>(channel_g, first, head);
       }
       if (in.a) {
-        task.a = rows<T>(*in.a, first, head / groups);
-        task.b = rows<T>(*in.b, first, head / groups);
+        task.a = head_rows<T>(*in.a, first, head / groups);
+        task.b = head_rows<T>(*in.b, first, head / groups);
       }
     }
     task.g = g.defined() ? const_data<T>(g) + first * heads + head : nullptr;
@@ -182,7 +174,7 @@ ChunkForwardResult native_chunk_forward(const RuleInputs& in, double scale,
         task.starts = starts.data();
       }
       if (task.tokens > 0) {
-        task.out = detail::rows<T>(out.narrow(3, columns.first, columns.size), inputs.spans[document].first, head);
+        task.out = detail::head_rows<T>(out.narrow(3, columns.first, columns.size), inputs.spans[document].first, head);
       }
       kernels.chunk_forward(task);
     });
@@ -223,7 +215,7 @@ RuleGradients native_chunk_backward(const RuleInputs& in, double scale, const st
       task.grad_initial_state = detail::data<T>(grad_initial) + state;
       const int64_t first = inputs.spans[document].first;
       if (task.tokens > 0) {
-        task.grad_out = detail::rows<T>(grad_output, first, head);
+        task.grad_out = detail::head_rows<T>(grad_output, first, head);
       }
       const auto rows = [&](const at::Tensor& x) {
         const int64_t dim = x.size(2);

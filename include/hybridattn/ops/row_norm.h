@@ -12,6 +12,7 @@
 #include <hybridattn/kernels/cpu/sets.h>
 #include <hybridattn/ops/backend.h>
 #include <hybridattn/ops/rule.h>
+#include <hybridattn/ops/tensor_rows.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <tuple>
@@ -62,17 +63,12 @@ struct NativeNorm {
   int64_t rows, size;
 
   explicit NativeNorm(const RowNormInputs& inputs)
-      : in(inputs), x(in.x.contiguous()), gate(in.gate ? readable(*in.gate) : at::Tensor()),
+      : in(inputs), x(in.x.contiguous()), gate(in.gate ? readable<T>(*in.gate).contiguous() : at::Tensor()),
         weight(in.weight ? in.weight->to(state_dtype(x)).contiguous() : at::Tensor()),
         rows(x.numel() / std::max<int64_t>(1, x.size(-1))), size(x.size(-1)) {}
 
-  at::Tensor readable(const at::Tensor& y) const {
-    const bool as_it_is = y.scalar_type() == state_dtype(x) || (y.scalar_type() == at::kBFloat16 && sizeof(T) == 4);
-    return (as_it_is ? y : y.to(state_dtype(x))).contiguous();
-  }
   kernels::cpu::Rows<T> rows_of(const at::Tensor& y, int64_t first) const {
-    auto* data = static_cast<char*>(const_cast<void*>(y.const_data_ptr())) + first * size * y.element_size();
-    return {data, y.scalar_type() == at::kBFloat16, size, 1};
+    return tensor_rows<T>(y, first * size, size);
   }
   int64_t tasks() const { return (rows + kNormRows - 1) / kNormRows; }
 
@@ -114,7 +110,7 @@ at::Tensor native_row_norm(const RowNormInputs& in) {
 template <class T>
 RowNormGradients native_row_norm_backward(const RowNormInputs& in, const at::Tensor& grad_out) {
   const NativeNorm<T> norm(in);
-  const auto grad = norm.readable(grad_out);
+  const auto grad = readable<T>(grad_out).contiguous();
   auto grad_x = at::empty(norm.x.sizes(), norm.x.options());
   auto grad_gate = norm.gate.defined() ? at::empty(norm.gate.sizes(), norm.gate.options()) : at::Tensor();
   auto parts = norm.weight.defined() ? at::empty({norm.tasks(), norm.size}, norm.weight.options()) : at::Tensor();

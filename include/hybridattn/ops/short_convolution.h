@@ -15,6 +15,7 @@
 #include <hybridattn/ops/backend.h>
 #include <hybridattn/ops/documents.h>
 #include <hybridattn/ops/rule.h>
+#include <hybridattn/ops/tensor_rows.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <string>
@@ -89,9 +90,7 @@ struct NativeConvolution {
 
   /// From `channel` on of sequence `row` of y [B, T, D].
   static kernels::cpu::Rows<T> rows_of(const at::Tensor& y, int64_t row, int64_t channel) {
-    const int64_t element = row * y.stride(0) + channel * y.stride(2);
-    auto* data = static_cast<char*>(const_cast<void*>(y.const_data_ptr())) + element * y.element_size();
-    return {data, y.scalar_type() == at::kBFloat16, y.stride(1), y.stride(2)};
+    return tensor_rows<T>(y, row * y.stride(0) + channel * y.stride(2), y.stride(1), y.stride(2));
   }
 
   /// f(sequence, first channel, task) for each task, on all threads.

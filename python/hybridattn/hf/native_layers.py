@@ -23,19 +23,27 @@ RMS_NORMS = {
 }
 """Module -> its norm and where that keeps its epsilon: the mixers' own, and those of the families that can be teachers."""
 
-Forward = Callable[[Any, Tensor], Tensor]
+MIXER_ATTENTION = "hybridattn.nn.softmax_attention"
+TRANSFORMERS_MODELS = "transformers.modeling_utils"
+SDPA = "sdpa"
+"""Where mixers and Transformers look up their softmax attention, and the latter's name of it."""
+
+SDPA_OPTIONS = ("position_bias", "softcap")
+"""What Transformers may ask of it beside."""
+
+Function = Callable[..., Any]
 
 _open_blocks = 0
 _lock = Lock()
-_originals: dict[type, Forward] = {}
-"""Class -> its own forward, while blocks are open."""
+_undo: dict[tuple[int, str], Callable[[], None]] = {}
+"""Owner and name of what is replaced while blocks are open -> what puts the original back."""
 
 
 def _of_same_dtype(layer: Any, x: Tensor, *dtypes: torch.dtype) -> bool:
     return x.device.type == "cpu" and x.dtype in dtypes and layer.weight.dtype == x.dtype
 
 
-def _linear(original: Forward) -> Forward:
+def _linear(original: Function) -> Function:
     def forward(self: Any, input: Tensor) -> Tensor:
         # Autocast narrows the products of PyTorch's layer.
         if _of_same_dtype(self, input, torch.float32, torch.float64) and not torch.is_autocast_enabled(
@@ -47,7 +55,7 @@ def _linear(original: Forward) -> Forward:
     return forward
 
 
-def _rms_norm(original: Forward, epsilon: str) -> Forward:
+def _rms_norm(original: Function, epsilon: str) -> Function:
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
         if _of_same_dtype(self, hidden_states, *ops.NATIVE_DTYPES):
             return ops.rms_norm(hidden_states, self.weight, getattr(self, epsilon))
@@ -56,33 +64,81 @@ def _rms_norm(original: Forward, epsilon: str) -> Forward:
     return forward
 
 
-def _replace(owner: type, replacement: Callable[[Forward], Forward]) -> None:
-    if owner not in _originals:
-        original = owner.forward  # type: ignore[attr-defined]
-        _originals[owner] = original
-        owner.forward = replacement(original)  # type: ignore[attr-defined]
+def _attention(original: Function) -> Function:
+    """In place of Transformers' function over SDPA, where that is given no mask."""
+
+    def forward(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        is_causal: bool | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, None]:
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        queries, keys = query.shape[2], key.shape[2]
+        of_ours = query.device.type == "cpu" and query.dtype in ops.NATIVE_DTYPES
+        plain = attention_mask is None and dropout == 0 and all(options.get(name) is None for name in SDPA_OPTIONS)
+        # Keys beyond the queries are a static cache's empty places, which the original cuts off.
+        if not (of_ours and plain and query.dtype == key.dtype == value.dtype and (queries in (1, keys) or not causal)):
+            return original(
+                module, query, key, value, attention_mask,
+                dropout=dropout, scaling=scaling, is_causal=is_causal, **options,
+            )  # fmt: skip
+        q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+        return ops.softmax_attention(q, k, v, scale=scaling, causal=causal and queries > 1), None
+
+    return forward
+
+
+def _mixer_attention(original: Function) -> Function:
+    del original
+    return ops.softmax_attention
+
+
+def _replace(owner: Any, name: str, replacement: Callable[[Function], Function]) -> None:
+    if (id(owner), name) not in _undo:
+        original = owner.__dict__[name]
+        _undo[id(owner), name] = partial(setattr, owner, name, original)
+        setattr(owner, name, replacement(original))
+
+
+def _replace_sdpa(module: Any) -> None:
+    functions = module.ALL_ATTENTION_FUNCTIONS
+    if (id(functions), SDPA) not in _undo:
+        original = functions[SDPA]
+        _undo[id(functions), SDPA] = partial(functions.register, SDPA, original)
+        functions.register(SDPA, _attention(original))
 
 
 @contextmanager
 def native_layers() -> Iterator[None]:
     """Inside, these layers compute on this library's kernels, in the whole process: `torch.nn.Linear` in float32 and
-    float64 (`ops.linear`), and RMS norms of teachers and mixers (`ops.rms_norm`).
+    float64 (`ops.linear`), RMS norms of teachers and mixers (`ops.rms_norm`), and softmax attention, of mixers and, where
+    it has no mask and is computed by SDPA, of teachers (`ops.softmax_attention`).
 
     Blocks may overlap. A backward pass that runs its forward pass again (gradient checkpointing) belongs inside too.
     """
     global _open_blocks
     with _lock:
         _open_blocks += 1
-        _replace(nn.Linear, _linear)
+        _replace(nn.Linear, "forward", _linear)
         for module, (name, epsilon) in RMS_NORMS.items():
             if module in sys.modules:
-                _replace(getattr(sys.modules[module], name), partial(_rms_norm, epsilon=epsilon))
+                _replace(getattr(sys.modules[module], name), "forward", partial(_rms_norm, epsilon=epsilon))
+        if MIXER_ATTENTION in sys.modules:
+            _replace(sys.modules[MIXER_ATTENTION], "attention", _mixer_attention)
+        if TRANSFORMERS_MODELS in sys.modules:
+            _replace_sdpa(sys.modules[TRANSFORMERS_MODELS])
     try:
         yield
     finally:
         with _lock:
             _open_blocks -= 1
             if _open_blocks == 0:
-                for owner, original in _originals.items():
-                    owner.forward = original  # type: ignore[attr-defined]
-                _originals.clear()
+                for undo in _undo.values():
+                    undo()
+                _undo.clear()

@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, H query heads, HKV key/value heads, K head dim, D hid
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -15,6 +15,13 @@ from hybridattn.nn.mixer import Mixer, Rotary
 from hybridattn.nn.norm import RMSNorm
 from hybridattn.nn.options import MixerOptions, SlidingWindowOptions, SoftmaxAttentionOptions
 from hybridattn.nn.state import MixerState
+from hybridattn.ops.backend import forced_dense_backend
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """`ops.softmax_attention`, over PyTorch's SDPA if no backend is forced: attention that is kept must not change by a
+    bit. `hf.native_layers` puts this library's kernels in its place."""
+    return ops.softmax_attention(q, k, v, backend=forced_dense_backend("softmax_attention", None) or "aten", **options)
 
 
 class SoftmaxAttention(Mixer):
@@ -70,7 +77,7 @@ class SoftmaxAttention(Mixer):
         if cu_seqlens is not None:
             q, k, v = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v))
             padding_mask = None if padding_mask is None else padding_mask.reshape(1, -1)
-        out = ops.softmax_attention(
+        out = attention(
             q, k, v, window=options.window, sinks=options.sinks, cu_seqlens=cu_seqlens, padding_mask=padding_mask
         )
         return self.o_proj(out.reshape(shape).flatten(-2)), state

@@ -165,21 +165,33 @@ def softmax_attention(
     sinks: int = 0,
     cu_seqlens: Tensor | None = None,
     padding_mask: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
-    """Softmax attention over PyTorch's SDPA.
+    """Softmax attention, in blocks that never hold all scores (Dao, "FlashAttention-2", arXiv 2307.08691).
+
+    Without a forced backend this library's kernels compute wherever they can, but for bfloat16 without window, documents
+    and padding on CPUs with AMX, which PyTorch's SDPA uses too. Autocast converts the inputs, as it does those of SDPA.
 
     Args:
         q: ``[B, Tq, H, K]``, the last Tq positions.
-        k, v: ``[B, Tk, HKV, K]``, H a multiple of HKV.
+        k: ``[B, Tk, HKV, K]``, H a multiple of HKV.
+        v: ``[B, Tk, HKV, V]``.
+        scale: multiplies ``q k^T``; ``K^-1/2`` when absent.
+        causal: a query sees the keys up to its own position.
         window: keys a query sees at most, its own included; 0 = all.
         sinks: first keys of the sequence that stay visible beside the window (Xiao et al., arXiv 2309.17453).
         cu_seqlens: ``[N + 1]`` documents packed into a batch of one.
         padding_mask: ``[B, Tk]`` bool, true = token.
+        backend: forces ``native`` or ``aten``, which is PyTorch's SDPA.
 
     Returns:
-        ``[B, Tq, H, K]``. With a window, memory is O(T (window + sinks)).
+        ``[B, Tq, H, V]``. Memory is O(T); over SDPA it is O(T (window + sinks)) with a window.
 
     Raises:
-        ValueError: shapes disagree.
+        ValueError: shapes disagree, or the backend cannot compute on `q`.
     """
-    return _ops.softmax_attention(q, k, v, scale, causal, window, sinks, cu_seqlens, padding_mask)
+    chosen = forced_dense_backend("softmax_attention", backend) or "auto"
+    if not torch.compiler.is_compiling():
+        native = _ops.softmax_attention_runs_native(q, k, v, window, cu_seqlens, padding_mask, chosen)
+        record_call("softmax_attention", "native" if native else "aten")
+    return _ops.softmax_attention(q, k, v, scale, causal, window, sinks, cu_seqlens, padding_mask, chosen)

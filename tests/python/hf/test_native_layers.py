@@ -1,13 +1,18 @@
 """Layers of PyTorch and Transformers in a block: the same values and gradients, other kernels; afterwards as before."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+import hybridattn
 from hybridattn import ops
 from hybridattn.hf import native_layers
+from hybridattn.nn import softmax_attention
 from tolerances import assert_close
 
 SMALL = {
@@ -37,28 +42,78 @@ def test_a_model_computes_the_same(family, config, norms):
         return [out.logits, *torch.autograd.grad(out.loss, list(model.parameters()))]
 
     expected = results()
-    calls = {op: native_calls(op) for op in ("linear", "rms_norm")}
+    calls = {op: native_calls(op) for op in ("linear", "rms_norm", "softmax_attention")}
     with ops.use_backend("native"), native_layers():
         found = results()
     assert native_calls("linear") == calls["linear"] + 2 * 7 + 1
     assert native_calls("rms_norm") == calls["rms_norm"] + norms
+    assert native_calls("softmax_attention") == calls["softmax_attention"] + 2
     for actual, wanted in zip(found, expected, strict=True):
         assert_close(actual, wanted, "logits")
 
 
+def replaced():
+    return nn.Linear.forward, LlamaRMSNorm.forward, softmax_attention.attention, ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+
 def test_blocks_overlap_and_end():
-    originals = nn.Linear.forward, LlamaRMSNorm.forward
+    originals = replaced()
     first, second = native_layers(), native_layers()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
-    assert nn.Linear.forward is not originals[0]
-    assert LlamaRMSNorm.forward is not originals[1]
+    assert all(now is not before for now, before in zip(replaced(), originals, strict=True))
     with pytest.raises(KeyError), native_layers():
         raise KeyError
-    assert nn.Linear.forward is not originals[0]
+    assert all(now is not before for now, before in zip(replaced(), originals, strict=True))
     second.__exit__(None, None, None)
-    assert (nn.Linear.forward, LlamaRMSNorm.forward) == originals
+    assert replaced() == originals
+
+
+@torch.no_grad()
+def test_attention_that_is_not_ours_stays_sdpas():
+    """Masks, dropout and a static cache's empty places; and mixers outside a block."""
+    layer = nn.Module()
+    layer.num_key_value_groups = 2
+    q, k, v = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8), torch.randn(2, 2, 6, 8)
+    wide, narrow = torch.randn(2, 2, 9, 8), v.bfloat16()
+    mask = torch.ones(2, 1, 6, 6, dtype=torch.bool).tril()
+    cases = [
+        ((q, k, v, mask), {}, 0),
+        ((q, k, v, None), {"dropout": 0.5}, 0),
+        ((q, wide, wide, None), {}, 0),
+        ((q, k, v, None), {"position_bias": torch.zeros(1, 1, 6, 6)}, 0),
+        ((q, k, v, None), {}, 1),
+        ((q, k, v, None), {"is_causal": False, "scaling": 0.3}, 1),
+        ((q, wide, wide, None), {"is_causal": False}, 1),
+        ((q[:, :, :1], wide, wide, None), {}, 1),
+        ((q.bfloat16(), k.bfloat16(), narrow, None), {}, 1),
+    ]
+    for arguments, options, native in cases:
+        before = native_calls("softmax_attention")
+        torch.manual_seed(0)
+        expected, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](layer, *arguments, **options)
+        torch.manual_seed(0)
+        with ops.use_backend("native"), native_layers():
+            found, weights = ALL_ATTENTION_FUNCTIONS["sdpa"](layer, *arguments, **options)
+        assert weights is None
+        assert native_calls("softmax_attention") == before + native, options
+        assert_close(found, expected)
+    before = native_calls("softmax_attention")
+    softmax_attention.attention(*(x.transpose(1, 2) for x in (q, k, v)))
+    assert native_calls("softmax_attention") == before
+    with ops.use_backend("native"):
+        softmax_attention.attention(*(x.transpose(1, 2) for x in (q, k, v)))
+    assert native_calls("softmax_attention") == before + 1
+
+
+def test_attention_as_mixer_is_the_teachers_to_the_bit():
+    teacher = LlamaForCausalLM(LlamaConfig(**SMALL)).eval()
+    student = hybridattn.convert(teacher, mixer="softmax_attention", verbose=False)
+    ids = torch.randint(0, 40, (2, 150))
+    for context in (nullcontext(), native_layers()):
+        with context:
+            assert torch.equal(student(ids).logits, teacher(ids).logits)
 
 
 def test_other_dtypes_are_torchs_own():

@@ -25,6 +25,10 @@ struct Kernels {
   static ProductKernel<T> product() {
     return multiply<T>;
   }
+  template <class T, class Products = Exact>
+  static AttentionKernels<T> attention() {
+    return {attention_forward<T, Products>, attention_backward<T, Products>};
+  }
   template <class T, bool StudentIsLeft>
   static DivergenceOfRows<T> divergence() {
     return divergence_of_rows<StudentIsLeft, T>;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <hybridattn/kernels/cpu/arrays.h>
+#include <hybridattn/kernels/cpu/attention_task.h>
 #include <hybridattn/kernels/cpu/chunk_task.h>
 #include <hybridattn/kernels/cpu/convolution_task.h>
 #include <hybridattn/kernels/cpu/instruction_set.h>
@@ -174,6 +175,24 @@ ProductKernel<T> product_kernel(InstructionSet set, bool narrow) {
 #endif
   static_cast<void>(narrow);
   return detail::with_kernels(set, []<class K>(K) { return K::template product<T>(); });
+}
+
+/// Softmax attention with sums in T. `narrow`: factors may be rounded to bf16 (T float), which sets with products of
+/// such numbers do.
+template <class T>
+AttentionKernels<T> attention_kernels(InstructionSet set, bool narrow) {
+#if HYBRIDATTN_X86_KERNELS
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (narrow && set == InstructionSet::amx) {
+      return avx512_bf16::Kernels::attention<T, avx512_bf16::Amx>();
+    }
+    if (narrow && set == InstructionSet::avx512_bf16) {
+      return avx512_bf16::Kernels::attention<T, avx512_bf16::Pairs>();
+    }
+  }
+#endif
+  static_cast<void>(narrow);
+  return detail::with_kernels(set, []<class K>(K) { return K::template attention<T>(); });
 }
 
 template <class T, bool StudentIsLeft>
