@@ -25,7 +25,7 @@ from hybridattn.distill import AlignObjective, MatchObjective, Stage, Trainer
 KINDS: Mapping[str, tuple[str, ...]] = {
     "loss": ("hybridattn::linear_kl_divergence", "hybridattn::linear_cross_entropy", "hybridattn::alignment_loss"),
     "matrix products": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "hybridattn::linear"),
-    "the teacher's softmax attention": ("aten::_scaled_dot_product",),
+    "softmax attention": ("aten::_scaled_dot_product", "hybridattn::native_attention"),
     "rules": ("hybridattn::chunk_",),
     "norms": ("hybridattn::row_norm",),
     "rotary embedding of mixers": ("hybridattn::apply_rotary",),

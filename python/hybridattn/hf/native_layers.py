@@ -80,10 +80,11 @@ def _attention(original: Function) -> Function:
     ) -> tuple[Tensor, None]:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         queries, keys = query.shape[2], key.shape[2]
-        of_ours = query.device.type == "cpu" and query.dtype in ops.NATIVE_DTYPES
+        same = query.dtype == key.dtype == value.dtype or torch.is_autocast_enabled(query.device.type)
+        of_ours = query.device.type == "cpu" and query.dtype in ops.NATIVE_DTYPES and same
         plain = attention_mask is None and dropout == 0 and all(options.get(name) is None for name in SDPA_OPTIONS)
         # Keys beyond the queries are a static cache's empty places, which the original cuts off.
-        if not (of_ours and plain and query.dtype == key.dtype == value.dtype and (queries in (1, keys) or not causal)):
+        if not (of_ours and plain and (queries in (1, keys) or not causal)):
             return original(
                 module, query, key, value, attention_mask,
                 dropout=dropout, scaling=scaling, is_causal=is_causal, **options,
