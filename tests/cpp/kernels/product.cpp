@@ -5,14 +5,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <random>
 #include <vector>
 
 #include "amx_emulation.h"
 #include "catch.h"
+#include "exact_numbers.h"
 
 using namespace hybridattn::kernels::cpu;
+using hybridattn::test::ExactNumbers;
 
 namespace {
 
@@ -22,40 +22,13 @@ struct Sizes {
 constexpr Sizes kSizes[] = {{1, 1, 1},      {5, 7, 3},      {33, 17, 40}, {200, 70, 300},
                             {12, 1030, 16}, {13, 33, 1100}, {3, 3, 0}};
 
-std::mt19937 generator(0);
-
-/// A matrix of numbers that bf16 holds exactly, in T and as bf16.
-template <class T>
-struct Numbers {
-  std::vector<T> wide;
-  std::vector<Bfloat16> narrow;
-
-  explicit Numbers(size_t count) : wide(count), narrow(count) {
-    std::normal_distribution<float> normal;
-    for (size_t i = 0; i < count; ++i) {
-      const float number = normal(generator);
-      uint32_t bits;
-      std::memcpy(&bits, &number, sizeof(bits));
-      narrow[i].bits = static_cast<uint16_t>(bits >> 16);
-      bits &= 0xffff0000;
-      float exact;
-      std::memcpy(&exact, &bits, sizeof(exact));
-      wide[i] = exact;
-    }
-  }
-
-  Rows<T> rows(int64_t stride, bool as_bfloat16) {
-    return as_bfloat16 ? Rows<T>{narrow.data(), true, stride} : Rows<T>::of(wide.data(), stride);
-  }
-};
-
 /// The largest error of a product, relative to the root of the number of terms.
 template <class T>
 double error_of(ProductKernel<T> kernel, Sizes size, bool left_transposed, bool right_transposed, bool accumulate,
                 bool as_bfloat16) {
   const auto [rows, columns, terms] = size;
   const size_t stride = static_cast<size_t>(columns) + 3;
-  Numbers<T> left(static_cast<size_t>(rows) * terms), right(static_cast<size_t>(columns) * terms);
+  ExactNumbers<T> left(static_cast<size_t>(rows) * terms), right(static_cast<size_t>(columns) * terms);
   std::vector<T> out((rows - 1) * stride + columns, T(0.5));
   ProductTask<T> task;
   task.rows = rows;
@@ -113,7 +86,7 @@ TEST_CASE("products are sums of products, on every set") {
 }
 
 TEST_CASE("a split of rows and columns changes no bit") {
-  Numbers<float> left(150 * 700), right(700 * 90);
+  ExactNumbers<float> left(150 * 700), right(700 * 90);
   const auto product = [&](int64_t row, int64_t rows, int64_t column, int64_t columns, std::vector<float>& out) {
     ProductTask<float> task;
     task.rows = rows;

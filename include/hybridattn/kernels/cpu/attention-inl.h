@@ -149,6 +149,10 @@ struct AttentionBlock {
 
 template <class T, class Products = Exact>
 inline void attention_forward(const AttentionTask<T>& task) {
+  if (AttentionStep<T>::computes(task)) {
+    AttentionStep<T>(task).run();
+    return;
+  }
   [[maybe_unused]] const typename Products::Scope scope;
   constexpr int kLanes = Lanes<T>::count;
   using Block = AttentionBlock<T, Products>;

@@ -15,6 +15,7 @@
 #include <hybridattn/kernels/cpu/rotary-inl.h>
 #include <hybridattn/kernels/cpu/convolution-inl.h>
 #include <hybridattn/kernels/cpu/product-inl.h>
+#include <hybridattn/kernels/cpu/attention_step-inl.h>
 #include <hybridattn/kernels/cpu/attention-inl.h>
 #include <hybridattn/kernels/cpu/kernels-inl.h>
 // clang-format on
