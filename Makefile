@@ -120,9 +120,10 @@ _parity:
 	@$(LOCK) $(MAKE) build/tests/build.ninja
 	@$(LOCK) $(NICE) cmake --build build/tests -j $(JOBS) --target ha_parity
 
+SANITIZED = $(or $(FOLDERS),kernels select io)
 _tests_sanitize: .venv/.packages
-	@$(CMAKE_TESTS) -B build/sanitize -DHYBRIDATTN_SANITIZE=ON "-DHYBRIDATTN_TEST_FOLDERS=$(or $(FOLDERS),kernels select io)" >/dev/null
-	@$(NICE) cmake --build build/sanitize -j $(JOBS)
+	@$(CMAKE_TESTS) -B build/sanitize -DHYBRIDATTN_SANITIZE=ON "-DHYBRIDATTN_TEST_FOLDERS=$(SANITIZED)" >/dev/null
+	@$(NICE) cmake --build build/sanitize -j $(JOBS) --target $(addprefix ha_tests_,$(SANITIZED))
 
 build/tests/build.ninja: .venv/.packages
 	@$(CMAKE_TESTS) -B build/tests
