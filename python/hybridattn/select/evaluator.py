@@ -199,6 +199,7 @@ class CandidateEvaluator:
 
     def measure_sets(self, measurement: SetMeasurement, number: int, sets: list[frozenset[int]]) -> None:
         """Measures `sets` on one batch of `measurement`, into the journal."""
+        self._form_weights()
         measurement.measure(number, sets)
 
     def measuring(self, progress: Line = silent) -> AbstractContextManager[None]:
@@ -246,6 +247,11 @@ class CandidateEvaluator:
 
     # ---- inside ----
 
+    def _form_weights(self) -> None:
+        """Before a measurement's time starts: the loss's weights are an event of their own."""
+        if self.loss != "kl":
+            self.token_weights()
+
     @property
     def _held_out_tokens(self) -> int:
         return sum(batch.num_tokens for batch in self.held_out)
@@ -269,6 +275,7 @@ class CandidateEvaluator:
     def _measure_trained(
         self, key: str, layers: frozenset[int], from_step: int, to_step: int, stage: Stage, data: Any, progress: Line
     ) -> None:
+        self._form_weights()
         started = time.monotonic()
         candidate = self._bring(layers, stage, data)
         diverged = candidate.train_to(to_step, progress)

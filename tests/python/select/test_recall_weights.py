@@ -1,9 +1,11 @@
 """Recall weights against the teacher run token by token on cut contexts; the loss, the budget and the cache made of them."""
 
+import time
+
 import pytest
 import torch
 
-from evaluator_cases import LAYERS, held_out, models
+from evaluator_cases import LAYERS, STAGE, data, held_out, models
 from hybridattn import evaluate, hf, ops
 from hybridattn.convert import keep_softmax
 from hybridattn.data import Batch
@@ -99,6 +101,24 @@ def test_both_losses_share_a_run_directory_and_weights_are_computed_once(tmp_pat
     (plain,) = CandidateEvaluator(student, teacher, held_out(), tmp_path).losses([[1]])
     assert plain == pytest.approx(evaluate.kl(hybrid, teacher, held_out()).tolist(), rel=1e-4)
     assert plain != weighted
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_time_of_weights_is_counted_once(monkeypatch, trained):
+    clock, formed = [0.0], RecallWeights.__call__
+
+    def slow(self, *given):
+        clock[0] += 100
+        return formed(self, *given)
+
+    monkeypatch.setattr(RecallWeights, "__call__", slow)
+    evaluator = CandidateEvaluator(*models(), held_out(), loss="recall_kl", window=WINDOW)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    if trained:
+        evaluator.trained_losses([1], 0, 2, STAGE, data())
+    else:
+        evaluator.losses([[1], [2]])
+    assert evaluator.seconds == 200, "of two batches"
 
 
 def test_a_killed_selection_goes_on_and_measures_nothing_twice(tmp_path):

@@ -10,8 +10,8 @@ struct AttentionBlock {
   static_assert(kAttentionBlock % kPadding == 0 && kAttentionColumns % kPadding == 0);
 
   const AttentionInputs<T>& in;
-  int64_t query = 0, key = 0;                               // first of each
-  int present_queries = 0, present_keys = 0;                //
+  int64_t query = 0, key = 0; // first of each
+  int present_queries = 0, present_keys = 0;
   int queries = 0, keys = 0, key_dim, value_dim;            // padded
   Matrix<T> q, k, v;                                        // scale Q, K, V
   Factor<T, Products, Role::right_transposed> q_transposed; // of products over channels
@@ -89,7 +89,7 @@ struct AttentionBlock {
     return in.causal ? static_cast<int>(std::clamp<int64_t>(last - key + 1, 0, keys)) : keys;
   }
   /// The first query of the block that sees key `row` or a later one.
-  int first_query_of(int row) const {
+  int first_query_that_sees(int row) const {
     if (!in.causal || in.position_step == 0) {
       return 0;
     }
@@ -340,7 +340,8 @@ private:
   void add_products(T* to, int64_t stride, const Left& left, const Right& right, int columns) {
     for_tiles<T, Products>(this->keys, columns, [&](auto& tile, int row, int column) HYBRIDATTN_INLINE_LAMBDA {
       T* first = to + (this->key + row) * stride + column;
-      const int begin = this->first_query_of(row) / Base::kPadding * Base::kPadding, rows = this->present_keys - row;
+      const int begin = this->first_query_that_sees(row) / Base::kPadding * Base::kPadding,
+                rows = this->present_keys - row;
       if (begin >= this->queries || rows <= 0) {
         return;
       }
