@@ -23,7 +23,11 @@ from benchmarks.align_memory import OneBatch, models
 from hybridattn.distill import AlignObjective, MatchObjective, Stage, Trainer
 
 KINDS: Mapping[str, tuple[str, ...]] = {
-    "loss": ("hybridattn::linear_kl_divergence", "hybridattn::linear_cross_entropy", "hybridattn::alignment_loss"),
+    "loss": (
+        "hybridattn::linear_kl_divergence",
+        "hybridattn::linear_cross_entropy",
+        "hybridattn::native_squared_distance",
+    ),
     "matrix products": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "hybridattn::linear"),
     "softmax attention": ("aten::_scaled_dot_product", "hybridattn::native_attention"),
     "rules": ("hybridattn::chunk_",),

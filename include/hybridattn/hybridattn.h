@@ -13,6 +13,7 @@
 #include "hybridattn/kernels/cpu/attention_task.h"
 #include "hybridattn/kernels/cpu/chunk_task.h"
 #include "hybridattn/kernels/cpu/convolution_task.h"
+#include "hybridattn/kernels/cpu/distance_task.h"
 #include "hybridattn/kernels/cpu/instruction_set.h"
 #include "hybridattn/kernels/cpu/norm_task.h"
 #include "hybridattn/kernels/cpu/product_task.h"
@@ -57,6 +58,7 @@
 #include "hybridattn/ops/row_norm.h"
 #include "hybridattn/ops/rule.h"
 #include "hybridattn/ops/short_convolution.h"
+#include "hybridattn/ops/squared_distance.h"
 #include "hybridattn/ops/step_rule.h"
 #include "hybridattn/ops/tensor_rows.h"
 

@@ -6,7 +6,7 @@
 #include <ATen/ops/zeros_like.h>
 #include <ATen/TensorOperators.h>
 #include <hybridattn/core/check.h>
-#include <hybridattn/ops/rule.h>
+#include <hybridattn/ops/squared_distance.h>
 
 #include <cmath>
 #include <string>
@@ -17,10 +17,11 @@ namespace hybridattn::ops {
 /// squared: |target - prediction|_2^2 / D; cosine: 1 - cos(target, prediction).
 /// @param prediction, target [..., D]  @param mask [...] bool, true where a token counts; undefined = all
 /// @param reduction mean (over tokens that count), sum, or none [...]
-/// @throws c10::ValueError if shapes disagree or a name is unknown
-inline at::Tensor alignment_loss(const at::Tensor& prediction, const at::Tensor& target,
-                                 const std::optional<at::Tensor>& mask = {}, const std::string& kind = "l2_norm",
-                                 const std::string& reduction = "mean") {
+/// @throws c10::ValueError if shapes disagree, a name is unknown, or the backend cannot compute on prediction
+template <class Calls = DirectDistanceCalls>
+at::Tensor alignment_loss(const at::Tensor& prediction, const at::Tensor& target,
+                          const std::optional<at::Tensor>& mask = {}, const std::string& kind = "l2_norm",
+                          const std::string& reduction = "mean", Backend backend = Backend::automatic) {
   HA_CHECK(prediction.sizes() == target.sizes() && prediction.dim() >= 1,
            "alignment_loss: target must have prediction's ", prediction.sizes(), ", got ", target.sizes());
   const auto token_shape = prediction.sizes().slice(0, prediction.dim() - 1);
@@ -28,14 +29,14 @@ inline at::Tensor alignment_loss(const at::Tensor& prediction, const at::Tensor&
            mask ? mask->sizes() : at::IntArrayRef{});
   HA_CHECK(reduction == "mean" || reduction == "sum" || reduction == "none", "alignment_loss: unknown reduction '",
            reduction, "', known are mean, sum, none");
-  const auto dtype = state_dtype(prediction);
   at::Tensor loss;
   if (kind == "cosine") {
+    const auto dtype = state_dtype(prediction);
     loss = 1 - at::cosine_similarity(prediction.to(dtype), target.to(dtype), -1);
   } else {
     HA_CHECK(kind == "l2_norm" || kind == "squared", "alignment_loss: unknown kind '", kind,
              "', known are l2_norm, squared, cosine");
-    const auto squared = (prediction.to(dtype) - target.to(dtype)).square().sum(-1);
+    const auto squared = squared_distance<Calls>(prediction, target, backend);
     if (kind == "squared") {
       loss = squared / prediction.size(-1);
     } else {

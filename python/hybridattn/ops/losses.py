@@ -14,7 +14,13 @@ _ops = torch.ops.hybridattn
 
 
 def alignment_loss(
-    prediction: Tensor, target: Tensor, *, mask: Tensor | None = None, kind: str = "l2_norm", reduction: str = "mean"
+    prediction: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    kind: str = "l2_norm",
+    reduction: str = "mean",
+    backend: str | None = None,
 ) -> Tensor:
     """How far a mixer's output is from the teacher's, per token.
 
@@ -24,11 +30,14 @@ def alignment_loss(
         kind: ``l2_norm``: |target - prediction|_2 D^-1/2 (RADLADS, arXiv 2505.03005, step 1); ``squared``: its square;
             ``cosine``: 1 - cos.
         reduction: ``mean`` (over tokens that count), ``sum`` or ``none``.
+        backend: forces ``native`` or ``aten``; ``cosine`` is a composition of ATen ops on both.
 
     Raises:
-        ValueError: shapes disagree or a name is unknown.
+        ValueError: shapes disagree, a name is unknown, or the backend cannot compute on `prediction`.
     """
-    return _ops.alignment_loss(prediction, target, mask, kind, reduction)
+    chosen = choose_backend("alignment_loss", forced_dense_backend("alignment_loss", backend), prediction)
+    record_call("alignment_loss", "aten" if kind == "cosine" else chosen)
+    return _ops.alignment_loss(prediction, target, mask, kind, reduction, chosen)
 
 
 def _reduced(total: Tensor, loss: Tensor, weight: Tensor | int, hidden: Tensor, reduction: str, op: str) -> Tensor:

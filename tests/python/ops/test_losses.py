@@ -118,16 +118,52 @@ def test_cross_entropy_matches_torch(models):
             assert_close(a, e, "gradient")
 
 
-@pytest.mark.parametrize("kind", ["l2_norm", "squared", "cosine"])
-def test_alignment_loss(kind):
-    prediction, target = torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(2, 5, 8, dtype=torch.float64)
-    mask = torch.rand(2, 5) > 0.3
-    expected = {
-        "l2_norm": (target - prediction).norm(dim=-1) * 8**-0.5,
+def alignment_formula(prediction, target, kind):
+    return {
+        "l2_norm": (target - prediction).norm(dim=-1) * prediction.shape[-1] ** -0.5,
         "squared": (target - prediction).square().mean(-1),
         "cosine": 1 - F.cosine_similarity(prediction, target, dim=-1),
     }[kind]
-    assert_close(ops.alignment_loss(prediction, target, mask=mask, kind=kind), expected[mask].mean())
+
+
+@pytest.mark.parametrize("kind", ["l2_norm", "squared", "cosine"])
+@pytest.mark.parametrize("size", [1, 8, 37])
+@pytest.mark.parametrize(
+    "dtypes",
+    [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)],
+    ids=lambda dtypes: f"{dtypes[0]}, {dtypes[1]}",
+)
+def test_alignment_loss(implementation, kind, size, dtypes):
+    leaves = [torch.randn(2, 150, size).to(dtype).requires_grad_() for dtype in dtypes]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    mask = torch.rand(2, 150) > 0.3
+    loss = ops.alignment_loss(*leaves, mask=mask, kind=kind)
+    expected = alignment_formula(*exact, kind)[mask].mean()
+    assert loss.dtype == (torch.float64 if dtypes[0] == torch.float64 else torch.float32)
+    assert_close(loss, expected)
+    if kind == "cosine" and size == 1:
+        return  # constant
+    for leaf, grad, wanted in zip(
+        leaves, torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, exact), strict=True
+    ):
+        assert grad.dtype == leaf.dtype
+        assert_close(grad, wanted, "gradient")
+    wider = torch.full((2, 150, 2 * size + 1), torch.nan, dtype=dtypes[0])
+    strided = wider[..., 1::2].copy_(leaves[0].detach())
+    assert_close(ops.alignment_loss(strided, leaves[1], kind=kind), ops.alignment_loss(*leaves, kind=kind).detach())
+
+
+def test_gradcheck_opcheck_and_the_compiler_of_the_alignment_loss(implementation):
+    x, y = (torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda *given: ops.alignment_loss(*given, reduction="none"), (x, y))
+    if implementation != "aten":
+        torch.library.opcheck(torch.ops.hybridattn.native_squared_distance.default, (x, y))
+    compiled = torch.compile(ops.alignment_loss, fullgraph=True, backend="aot_eager")
+    (grad,) = torch.autograd.grad(compiled(x, y), x)
+    (wanted,) = torch.autograd.grad(alignment_formula(x, y, "l2_norm").mean(), x)
+    assert_close(grad, wanted, "gradient")
+    with pytest.raises(ValueError, match="target must have prediction's"):
+        ops.alignment_loss(x, y[:2])
 
 
 def test_a_perfect_prediction_has_a_finite_gradient():

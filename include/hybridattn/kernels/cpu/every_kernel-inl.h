@@ -12,6 +12,7 @@
 #include <hybridattn/kernels/cpu/step-inl.h>
 #include <hybridattn/kernels/cpu/divergence-inl.h>
 #include <hybridattn/kernels/cpu/norm-inl.h>
+#include <hybridattn/kernels/cpu/distance-inl.h>
 #include <hybridattn/kernels/cpu/rotary-inl.h>
 #include <hybridattn/kernels/cpu/convolution-inl.h>
 #include <hybridattn/kernels/cpu/product-inl.h>

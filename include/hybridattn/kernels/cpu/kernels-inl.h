@@ -14,6 +14,10 @@ struct Kernels {
     return {norm_forward<T>, norm_backward<T>};
   }
   template <class T>
+  static DistanceKernels<T> distance() {
+    return {distance_forward<T>, distance_backward<T>};
+  }
+  template <class T>
   static RotaryKernel<T> rotary() {
     return rotate<T>;
   }

@@ -6,6 +6,7 @@
 #include <hybridattn/kernels/cpu/attention_task.h>
 #include <hybridattn/kernels/cpu/chunk_task.h>
 #include <hybridattn/kernels/cpu/convolution_task.h>
+#include <hybridattn/kernels/cpu/distance_task.h>
 #include <hybridattn/kernels/cpu/instruction_set.h>
 #include <hybridattn/kernels/cpu/norm_task.h>
 #include <hybridattn/kernels/cpu/product_task.h>
@@ -145,6 +146,12 @@ RuleKernels<T> rule_kernels(InstructionSet set) {
 template <class T>
 NormKernels<T> norm_kernels(InstructionSet set) {
   return detail::with_kernels(set, []<class K>(K) { return K::template norm<T>(); });
+}
+
+/// Squared distances between rows with arithmetic in T; see distance_task.h.
+template <class T>
+DistanceKernels<T> distance_kernels(InstructionSet set) {
+  return detail::with_kernels(set, []<class K>(K) { return K::template distance<T>(); });
 }
 
 /// Rotary embedding with arithmetic in T.
