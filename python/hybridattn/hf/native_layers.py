@@ -23,6 +23,9 @@ RMS_NORMS = {
 }
 """Module -> its norm and where that keeps its epsilon: the mixers' own, and those of the families that can be teachers."""
 
+ROTARY = "apply_rotary_pos_emb"
+"""What those families call the rotary embedding of queries and keys."""
+
 MIXER_ATTENTION = "hybridattn.nn.softmax_attention"
 TRANSFORMERS_MODELS = "transformers.modeling_utils"
 SDPA = "sdpa"
@@ -60,6 +63,20 @@ def _rms_norm(original: Function, epsilon: str) -> Function:
         if _of_same_dtype(self, hidden_states, *ops.NATIVE_DTYPES):
             return ops.rms_norm(hidden_states, self.weight, getattr(self, epsilon))
         return original(self, hidden_states)
+
+    return forward
+
+
+def _rotary(original: Function) -> Function:
+    """In place of Transformers' function. Under autocast, where its results are wider than what it is given and SDPA
+    narrows them again, they are narrowed here."""
+
+    def forward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+        same = q.dtype == k.dtype == cos.dtype or torch.is_autocast_enabled(q.device.type)
+        if q.device.type != "cpu" or q.dtype not in ops.NATIVE_DTYPES or not same or unsqueeze_dim != 1:
+            return original(q, k, cos, sin, unsqueeze_dim)
+        q, k = (ops.apply_rotary(x.transpose(1, 2), cos, sin).transpose(1, 2) for x in (q, k))
+        return q, k
 
     return forward
 
@@ -118,8 +135,9 @@ def _replace_sdpa(module: Any) -> None:
 @contextmanager
 def native_layers() -> Iterator[None]:
     """Inside, these layers compute on this library's kernels, in the whole process: `torch.nn.Linear` in float32 and
-    float64 (`ops.linear`), RMS norms of teachers and mixers (`ops.rms_norm`), and softmax attention, of mixers and, where
-    it has no mask and is computed by SDPA, of teachers (`ops.softmax_attention`).
+    float64 (`ops.linear`), RMS norms of teachers and mixers (`ops.rms_norm`), rotary embedding of teachers
+    (`ops.apply_rotary`), and softmax attention, of mixers and, where it has no mask and is computed by SDPA, of teachers
+    (`ops.softmax_attention`).
 
     Blocks may overlap. A backward pass that runs its forward pass again (gradient checkpointing) belongs inside too.
     """
@@ -129,7 +147,10 @@ def native_layers() -> Iterator[None]:
         _replace(nn.Linear, "forward", _linear)
         for module, (name, epsilon) in RMS_NORMS.items():
             if module in sys.modules:
-                _replace(getattr(sys.modules[module], name), "forward", partial(_rms_norm, epsilon=epsilon))
+                owner = sys.modules[module]
+                _replace(getattr(owner, name), "forward", partial(_rms_norm, epsilon=epsilon))
+                if hasattr(owner, ROTARY):
+                    _replace(owner, ROTARY, _rotary)
         if MIXER_ATTENTION in sys.modules:
             _replace(sys.modules[MIXER_ATTENTION], "attention", _mixer_attention)
         if TRANSFORMERS_MODELS in sys.modules:

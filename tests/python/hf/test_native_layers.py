@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import hybridattn
@@ -42,18 +43,25 @@ def test_a_model_computes_the_same(family, config, norms):
         return [out.logits, *torch.autograd.grad(out.loss, list(model.parameters()))]
 
     expected = results()
-    calls = {op: native_calls(op) for op in ("linear", "rms_norm", "softmax_attention")}
+    calls = {op: native_calls(op) for op in ("linear", "rms_norm", "softmax_attention", "apply_rotary")}
     with ops.use_backend("native"), native_layers():
         found = results()
     assert native_calls("linear") == calls["linear"] + 2 * 7 + 1
     assert native_calls("rms_norm") == calls["rms_norm"] + norms
     assert native_calls("softmax_attention") == calls["softmax_attention"] + 2
+    assert native_calls("apply_rotary") == calls["apply_rotary"] + 4
     for actual, wanted in zip(found, expected, strict=True):
         assert_close(actual, wanted, "logits")
 
 
 def replaced():
-    return nn.Linear.forward, LlamaRMSNorm.forward, softmax_attention.attention, ALL_ATTENTION_FUNCTIONS["sdpa"]
+    return (
+        nn.Linear.forward,
+        LlamaRMSNorm.forward,
+        softmax_attention.attention,
+        ALL_ATTENTION_FUNCTIONS["sdpa"],
+        modeling_llama.apply_rotary_pos_emb,
+    )
 
 
 def test_blocks_overlap_and_end():
@@ -68,6 +76,24 @@ def test_blocks_overlap_and_end():
     assert all(now is not before for now, before in zip(replaced(), originals, strict=True))
     second.__exit__(None, None, None)
     assert replaced() == originals
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotary_embedding_has_transformers_bits(dtype):
+    q, k = torch.randn(2, 4, 6, 8).to(dtype), torch.randn(2, 2, 6, 8).to(dtype)
+    for angles in (dtype, torch.float32):
+        cos, sin = torch.randn(2, 1, 6, 8).to(angles)
+        with torch.autocast("cpu", torch.bfloat16, enabled=angles != dtype):
+            expected = modeling_llama.apply_rotary_pos_emb(q, k, cos, sin)
+            before = native_calls("apply_rotary")
+            with ops.use_backend("native"), native_layers():
+                found = modeling_llama.apply_rotary_pos_emb(q, k, cos, sin)
+        assert native_calls("apply_rotary") == before + 2
+        assert all(torch.equal(a, e.to(dtype)) for a, e in zip(found, expected, strict=True))
+    heads_last = [x.transpose(1, 2) for x in (q, k)]
+    with native_layers():
+        same = modeling_llama.apply_rotary_pos_emb(*heads_last, cos, sin, unsqueeze_dim=2)
+    assert all(torch.equal(a.transpose(1, 2), e) for a, e in zip(same, expected, strict=True))
 
 
 @torch.no_grad()
