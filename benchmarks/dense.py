@@ -119,6 +119,18 @@ def own_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Results:
     return (ops.apply_rotary(x, cos, sin),)
 
 
+def swiglu_inputs(draw: Callable[..., Tensor], T: int, H: int, D: int) -> list[Tensor]:
+    return [draw(T, H * D), draw(T, H * D)]
+
+
+def eager_swiglu(x: Tensor, y: Tensor) -> Results:
+    return (F.silu(x) * y,)
+
+
+def own_swiglu(x: Tensor, y: Tensor) -> Results:
+    return (ops.swiglu(x, y),)
+
+
 def own_convolution(x: Tensor, weight: Tensor) -> Results:
     return (ops.short_convolution(x, weight),)
 
@@ -129,6 +141,7 @@ NEIGHBOURS: dict[str, tuple[Function, Function, Callable[..., list[Tensor]], tup
     "rms_norm": (own_rms_norm, eager_rms_norm, rms_norm_inputs, (2, 3)),
     "gated_rms_norm": (own_gated_rms_norm, eager_gated_rms_norm, gated_inputs, (3, 5)),
     "apply_rotary": (own_rotary, eager_rotary, rotary_inputs, (2, 2)),
+    "swiglu": (own_swiglu, eager_swiglu, swiglu_inputs, (3, 5)),
     "short_convolution": (own_convolution, eager_convolution, convolution_inputs, (2, 3)),
     "rule_inputs": (own_rule_inputs, eager_rule_inputs, rule_inputs, (6, 9)),
 }
@@ -136,6 +149,7 @@ ABOUT = {
     "rms_norm": "RMS norm over T x (H D)",
     "gated_rms_norm": "RMS norm of each head, times SiLU of a gate",
     "apply_rotary": "Rotary embedding",
+    "swiglu": "SiLU of one of two tensors, times the other",
     "short_convolution": "Causal depthwise convolution of four tokens over H D channels",
     "rule_inputs": "SiLU and L2 norm of q and k, SiLU of v, decay and write strength: what a Gated DeltaNet feeds its rule",
 }

@@ -20,6 +20,7 @@
 #include "hybridattn/kernels/cpu/rotary_task.h"
 #include "hybridattn/kernels/cpu/saved_states.h"
 #include "hybridattn/kernels/cpu/sets.h"
+#include "hybridattn/kernels/cpu/swiglu_task.h"
 
 #include "hybridattn/ops/alignment_loss.h"
 #include "hybridattn/ops/apply_rotary.h"
@@ -60,6 +61,7 @@
 #include "hybridattn/ops/short_convolution.h"
 #include "hybridattn/ops/squared_distance.h"
 #include "hybridattn/ops/step_rule.h"
+#include "hybridattn/ops/swiglu.h"
 #include "hybridattn/ops/tensor_rows.h"
 
 #include "hybridattn/nn/autocast.h"

@@ -1,8 +1,8 @@
 // The gated feed-forward block of Llama-like decoders.
 #pragma once
 
-#include <ATen/ops/silu.h>
 #include <hybridattn/nn/linear.h>
+#include <hybridattn/ops/swiglu.h>
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
 
@@ -21,7 +21,7 @@ public:
     register_module("down_proj", down_proj);
   }
 
-  at::Tensor forward(const at::Tensor& x) { return down_proj(at::silu(gate_proj(x)) * up_proj(x)); }
+  at::Tensor forward(const at::Tensor& x) { return down_proj(ops::swiglu(gate_proj(x), up_proj(x))); }
 
   Linear gate_proj, up_proj, down_proj;
 };

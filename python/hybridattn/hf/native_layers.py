@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from threading import Lock
-from typing import Any
+from threading import Lock, local
+from typing import Any, cast
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import SiLUActivation
 
 from hybridattn import ops
 
@@ -22,6 +24,14 @@ RMS_NORMS = {
     "transformers.models.qwen3.modeling_qwen3": ("Qwen3RMSNorm", "variance_epsilon"),
 }
 """Module -> its norm and where that keeps its epsilon: the mixers' own, and those of the families that can be teachers."""
+
+MLPS = {
+    "transformers.models.llama.modeling_llama": "LlamaMLP",
+    "transformers.models.mistral.modeling_mistral": "MistralMLP",
+    "transformers.models.qwen2.modeling_qwen2": "Qwen2MLP",
+    "transformers.models.qwen3.modeling_qwen3": "Qwen3MLP",
+}
+"""Module -> its feed-forward layer, of the same families."""
 
 ROTARY = "apply_rotary_pos_emb"
 """What those families call the rotary embedding of queries and keys."""
@@ -46,14 +56,43 @@ def _of_same_dtype(layer: Any, x: Tensor, *dtypes: torch.dtype) -> bool:
     return x.device.type == "cpu" and x.dtype in dtypes and layer.weight.dtype == x.dtype
 
 
+def _under_autocast(x: Tensor) -> bool:
+    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+
+
+class _Narrowed(local):
+    """The last input that autocast narrowed: projections of one input share it. Where gradients flow, each projection
+    narrows for itself, so that they are added in the input's dtype."""
+
+    def __init__(self) -> None:
+        self._source: Callable[[], Tensor | None] = lambda: None
+        self._version = 0
+        self._value: Tensor | None = None
+
+    def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        if x.requires_grad or x.is_inference() or x.dtype == dtype or torch.compiler.is_compiling():
+            return x
+        if self._value is None or self._source() is not x or self._version != x._version or self._value.dtype != dtype:
+            self._source, self._version, self._value = ref(x, self._forget), x._version, x.to(dtype)
+        return self._value
+
+    def _forget(self, source: Any) -> None:
+        if source is self._source:
+            self._value = None
+
+
+_narrowed = _Narrowed()
+
+
 def _linear(original: Function) -> Function:
     def forward(self: Any, input: Tensor) -> Tensor:
         # Autocast narrows the products of PyTorch's layer.
-        if _of_same_dtype(self, input, torch.float32, torch.float64) and not torch.is_autocast_enabled(
-            input.device.type
-        ):
+        if _under_autocast(input):
+            narrow = input.dtype == torch.float32
+            return cast(Tensor, original(self, _narrowed(input, torch.get_autocast_dtype("cpu")) if narrow else input))
+        if _of_same_dtype(self, input, torch.float32, torch.float64):
             return ops.linear(input, self.weight, self.bias)
-        return original(self, input)
+        return cast(Tensor, original(self, input))
 
     return forward
 
@@ -67,12 +106,23 @@ def _rms_norm(original: Function, epsilon: str) -> Function:
     return forward
 
 
+def _mlp(original: Function) -> Function:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not isinstance(self.act_fn, (nn.SiLU, SiLUActivation)):
+            return cast(Tensor, original(self, x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        native = gate.dtype == up.dtype and gate.dtype in ops.NATIVE_DTYPES
+        return cast(Tensor, self.down_proj(ops.swiglu(gate, up) if native else self.act_fn(gate) * up))
+
+    return forward
+
+
 def _rotary(original: Function) -> Function:
     """In place of Transformers' function. Under autocast, where its results are wider than what it is given and SDPA
     narrows them again, they are narrowed here."""
 
     def forward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-        same = q.dtype == k.dtype == cos.dtype or torch.is_autocast_enabled(q.device.type)
+        same = q.dtype == k.dtype == cos.dtype or _under_autocast(q)
         if q.device.type != "cpu" or q.dtype not in ops.NATIVE_DTYPES or not same or unsqueeze_dim != 1:
             return original(q, k, cos, sin, unsqueeze_dim)
         q, k = (ops.apply_rotary(x.transpose(1, 2), cos, sin).transpose(1, 2) for x in (q, k))
@@ -97,7 +147,7 @@ def _attention(original: Function) -> Function:
     ) -> tuple[Tensor, None]:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         queries, keys = query.shape[2], key.shape[2]
-        same = query.dtype == key.dtype == value.dtype or torch.is_autocast_enabled(query.device.type)
+        same = query.dtype == key.dtype == value.dtype or _under_autocast(query)
         of_ours = query.device.type == "cpu" and query.dtype in ops.NATIVE_DTYPES and same
         plain = attention_mask is None and dropout == 0 and all(options.get(name) is None for name in SDPA_OPTIONS)
         # Keys beyond the queries are a static cache's empty places, which the original cuts off.
@@ -135,9 +185,10 @@ def _replace_sdpa(module: Any) -> None:
 @contextmanager
 def native_layers() -> Iterator[None]:
     """Inside, these layers compute on this library's kernels, in the whole process: `torch.nn.Linear` in float32 and
-    float64 (`ops.linear`), RMS norms of teachers and mixers (`ops.rms_norm`), rotary embedding of teachers
-    (`ops.apply_rotary`), and softmax attention, of mixers and, where it has no mask and is computed by SDPA, of teachers
-    (`ops.softmax_attention`).
+    float64 (`ops.linear`), RMS norms of teachers and mixers (`ops.rms_norm`), rotary embedding and SiLU-gated feed-forward
+    layers of teachers (`ops.apply_rotary`, `ops.swiglu`), and softmax attention, of mixers and, where it has no mask and is
+    computed by SDPA, of teachers (`ops.softmax_attention`). Under autocast, projections of one input that needs no gradient
+    narrow it once.
 
     Blocks may overlap. A backward pass that runs its forward pass again (gradient checkpointing) belongs inside too.
     """
@@ -149,7 +200,8 @@ def native_layers() -> Iterator[None]:
             if module in sys.modules:
                 owner = sys.modules[module]
                 _replace(getattr(owner, name), "forward", partial(_rms_norm, epsilon=epsilon))
-                if hasattr(owner, ROTARY):
+                if module in MLPS:
+                    _replace(getattr(owner, MLPS[module]), "forward", _mlp)
                     _replace(owner, ROTARY, _rotary)
         if MIXER_ATTENTION in sys.modules:
             _replace(sys.modules[MIXER_ATTENTION], "attention", _mixer_attention)

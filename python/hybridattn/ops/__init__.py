@@ -28,6 +28,7 @@ from hybridattn.ops.dense import (
     rms_norm,
     short_convolution,
     softmax_attention,
+    swiglu,
 )
 from hybridattn.ops.losses import alignment_loss, linear_cross_entropy, linear_kl_divergence
 from hybridattn.ops.rules import (
@@ -84,6 +85,7 @@ __all__ = [
     "step_kda",
     "step_lightning",
     "step_linear_attention",
+    "swiglu",
     "use_backend",
     "use_instruction_set",
     "use_state_interval",

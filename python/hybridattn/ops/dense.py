@@ -1,4 +1,4 @@
-"""Linear layers, norms, rotary embedding, short convolution and softmax attention.
+"""Linear layers, gated units, norms, rotary embedding, short convolution and softmax attention.
 
 Shapes: B batch, T tokens (Tq queries, Tk keys), H query heads, HKV key/value heads, K head dim, R rotary width, D channels.
 """
@@ -35,6 +35,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     if not torch.compiler.is_compiling():
         record_call("linear", "native" if _ops.linear_runs_native(x, weight, chosen) else "aten")
     return _ops.linear(x, weight, bias, chosen)
+
+
+def swiglu(x: Tensor, y: Tensor, *, backend: str | None = None) -> Tensor:
+    """``SiLU(x) * y``, rounded once (Shazeer, arXiv 2002.05202).
+
+    Args:
+        x, y: ``[...]`` of one dtype.
+        backend: forces ``native`` or ``aten``.
+
+    Raises:
+        ValueError: shapes or dtypes disagree, or the backend cannot compute on `x`.
+    """
+    return _ops.swiglu(x, y, _chosen("swiglu", x, backend))
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: str | None = None) -> Tensor:

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
@@ -43,13 +44,14 @@ def test_a_model_computes_the_same(family, config, norms):
         return [out.logits, *torch.autograd.grad(out.loss, list(model.parameters()))]
 
     expected = results()
-    calls = {op: native_calls(op) for op in ("linear", "rms_norm", "softmax_attention", "apply_rotary")}
+    calls = {op: native_calls(op) for op in ("linear", "rms_norm", "softmax_attention", "apply_rotary", "swiglu")}
     with ops.use_backend("native"), native_layers():
         found = results()
     assert native_calls("linear") == calls["linear"] + 2 * 7 + 1
     assert native_calls("rms_norm") == calls["rms_norm"] + norms
     assert native_calls("softmax_attention") == calls["softmax_attention"] + 2
     assert native_calls("apply_rotary") == calls["apply_rotary"] + 4
+    assert native_calls("swiglu") == calls["swiglu"] + 2
     for actual, wanted in zip(found, expected, strict=True):
         assert_close(actual, wanted, "logits")
 
@@ -96,6 +98,16 @@ def test_rotary_embedding_has_transformers_bits(dtype):
     assert all(torch.equal(a.transpose(1, 2), e) for a, e in zip(same, expected, strict=True))
 
 
+def test_feed_forward_layers_of_another_activation_are_transformers_own():
+    layer = modeling_llama.LlamaMLP(LlamaConfig(**SMALL, hidden_act="gelu"))
+    x = torch.randn(3, 32)
+    before = native_calls("swiglu")
+    expected = layer(x)
+    with ops.use_backend("native"), native_layers():
+        assert_close(layer(x), expected)
+    assert native_calls("swiglu") == before
+
+
 @torch.no_grad()
 def test_attention_that_is_not_ours_stays_sdpas():
     """Masks, dropout and a static cache's empty places; and mixers outside a block."""
@@ -140,6 +152,35 @@ def test_attention_as_mixer_is_the_teachers_to_the_bit():
     for context in (nullcontext(), native_layers()):
         with context:
             assert torch.equal(student(ids).logits, teacher(ids).logits)
+
+
+def test_projections_of_one_input_share_its_narrowed_copy():
+    first, second = nn.Linear(12, 8), nn.Linear(12, 8)
+    x = torch.randn(3, 12)
+
+    def casts(function):
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            result = function()
+        return result, sum(event.count for event in profiled.key_averages() if event.key == "aten::_to_copy")
+
+    def both():
+        return first(x), second(x)
+
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        expected, before = casts(both)
+        with native_layers():
+            found, after = casts(both)
+            assert all(torch.equal(a, e) for a, e in zip(found, expected, strict=True))
+            assert after == before - 1
+            x.mul_(2)  # another input now
+            changed = both()
+        assert all(torch.equal(a, e) for a, e in zip(changed, both(), strict=True))
+        assert not torch.equal(changed[0], expected[0])
+        x.requires_grad_()
+        with native_layers():
+            (grad,) = torch.autograd.grad(sum(y.float().sum() for y in both()), x)
+        (wanted,) = torch.autograd.grad(sum(y.float().sum() for y in both()), x)
+        assert torch.equal(grad, wanted)
 
 
 def test_other_dtypes_are_torchs_own():

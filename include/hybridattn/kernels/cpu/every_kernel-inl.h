@@ -13,6 +13,7 @@
 #include <hybridattn/kernels/cpu/divergence-inl.h>
 #include <hybridattn/kernels/cpu/norm-inl.h>
 #include <hybridattn/kernels/cpu/distance-inl.h>
+#include <hybridattn/kernels/cpu/swiglu-inl.h>
 #include <hybridattn/kernels/cpu/rotary-inl.h>
 #include <hybridattn/kernels/cpu/convolution-inl.h>
 #include <hybridattn/kernels/cpu/product-inl.h>

@@ -18,6 +18,10 @@ struct Kernels {
     return {distance_forward<T>, distance_backward<T>};
   }
   template <class T>
+  static SwigluKernels<T> swiglu() {
+    return {swiglu_forward<T>, swiglu_backward<T>};
+  }
+  template <class T>
   static RotaryKernel<T> rotary() {
     return rotate<T>;
   }

@@ -11,6 +11,7 @@
 #include <hybridattn/kernels/cpu/norm_task.h>
 #include <hybridattn/kernels/cpu/product_task.h>
 #include <hybridattn/kernels/cpu/rotary_task.h>
+#include <hybridattn/kernels/cpu/swiglu_task.h>
 
 #include <algorithm>
 #include <cmath>
@@ -152,6 +153,12 @@ NormKernels<T> norm_kernels(InstructionSet set) {
 template <class T>
 DistanceKernels<T> distance_kernels(InstructionSet set) {
   return detail::with_kernels(set, []<class K>(K) { return K::template distance<T>(); });
+}
+
+/// The gated unit with arithmetic in T; see swiglu_task.h.
+template <class T>
+SwigluKernels<T> swiglu_kernels(InstructionSet set) {
+  return detail::with_kernels(set, []<class K>(K) { return K::template swiglu<T>(); });
 }
 
 /// Rotary embedding with arithmetic in T.

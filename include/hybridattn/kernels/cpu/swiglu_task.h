@@ -1,0 +1,24 @@
+// What a kernel of the gated unit SiLU(x) y is asked to do with some elements.
+#pragma once
+
+#include <hybridattn/kernels/cpu/arrays.h>
+
+namespace hybridattn::kernels::cpu {
+
+/// Rows of kElements elements, one behind the other, the last one perhaps shorter.
+template <class T>
+struct SwigluTask {
+  static constexpr int kElements = 1024;
+  int64_t elements = 0;
+  Rows<T> x, y, out;
+  // backward
+  Rows<T> grad_out, grad_x, grad_y;
+};
+
+template <class T>
+struct SwigluKernels {
+  void (*forward)(const SwigluTask<T>&);
+  void (*backward)(const SwigluTask<T>&);
+};
+
+} // namespace hybridattn::kernels::cpu
