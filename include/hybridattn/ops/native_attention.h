@@ -6,6 +6,7 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
+#include <hybridattn/core/fresh_tensor.h>
 #include <hybridattn/kernels/cpu/sets.h>
 #include <hybridattn/ops/attention_options.h>
 #include <hybridattn/ops/documents.h>
@@ -141,7 +142,7 @@ template <class T>
 AttentionResults native_attention(const AttentionInputs& in) {
   const NativeAttention<T> attention(in);
   const int64_t batch = in.q.size(0), queries = in.q.size(1), heads = in.q.size(2);
-  auto out = at::empty({batch, queries, heads, in.v.size(3)}, in.q.options());
+  auto out = fresh_tensor({batch, queries, heads, in.v.size(3)}, in.q.options());
   auto log_sum = at::empty({batch, heads, queries}, in.q.options().dtype(state_dtype(in.q)));
   const auto work = attention.work(true);
   at::parallel_for(0, static_cast<int64_t>(work.size()), 1, [&](int64_t begin, int64_t end) {
@@ -191,7 +192,7 @@ AttentionGradients native_attention_backward(const AttentionInputs& in, const At
   const NativeAttention<T> attention(in);
   const auto& [out, log_sum] = results;
   const auto grad_out = given_grad_out.to(out.scalar_type());
-  auto grad_q = at::empty(in.q.sizes(), in.q.options());
+  auto grad_q = fresh_tensor(in.q.sizes(), in.q.options());
   const SharedGradient<T> grad_k(in.k, attention.heads()), grad_v(in.v, attention.heads());
   // A task is a head of a sequence. Where there are too few of them for all threads, its gradients of queries are
   // formed by blocks of queries, those of keys by blocks of keys: the scores twice, every sum in the same order.

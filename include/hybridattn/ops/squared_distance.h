@@ -5,6 +5,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <hybridattn/core/check.h>
+#include <hybridattn/core/fresh_tensor.h>
 #include <hybridattn/kernels/cpu/sets.h>
 #include <hybridattn/ops/backend.h>
 #include <hybridattn/ops/rule.h>
@@ -58,7 +59,7 @@ at::Tensor native_squared_distance_backward(const at::Tensor& given_x, const at:
                                             const at::Tensor& factor) {
   const auto x = readable<T>(given_x).contiguous(), y = readable<T>(given_y).contiguous();
   const auto factors = factor.to(state_dtype(x)).contiguous();
-  auto grad = at::empty(x.sizes(), given_x.options());
+  auto grad = fresh_tensor(x.sizes(), given_x.options());
   const auto kernels = kernels::cpu::distance_kernels<T>(kernels::cpu::chosen_instruction_set());
   each_distance_task<T>(x, y, [&](int64_t first, kernels::cpu::DistanceTask<T>& task) {
     task.factor = factors.template const_data_ptr<T>() + first;

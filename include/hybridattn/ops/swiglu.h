@@ -2,11 +2,11 @@
 // CPU kernels, or a composition of ATen ops.
 #pragma once
 
-#include <ATen/ops/empty.h>
 #include <ATen/ops/silu.h>
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <hybridattn/core/check.h>
+#include <hybridattn/core/fresh_tensor.h>
 #include <hybridattn/kernels/cpu/sets.h>
 #include <hybridattn/ops/backend.h>
 #include <hybridattn/ops/rule.h>
@@ -23,24 +23,23 @@ namespace detail {
 /// f(first element, task) for parts of x and y, contiguous and of one dtype, on all threads.
 template <class T, class F>
 void each_swiglu_task(const at::Tensor& x, const at::Tensor& y, F&& f) {
-  constexpr int64_t kRow = kernels::cpu::SwigluTask<T>::kElements, kRows = 16;
-  const int64_t rows = (x.numel() + kRow - 1) / kRow;
-  at::parallel_for(0, rows, kRows, [&](int64_t begin, int64_t end) {
+  constexpr int64_t kGrain = 1 << 14;
+  at::parallel_for(0, x.numel(), kGrain, [&](int64_t begin, int64_t end) {
     kernels::cpu::SwigluTask<T> task;
-    task.elements = std::min(x.numel(), end * kRow) - begin * kRow;
-    task.x = tensor_rows<T>(x, begin * kRow, kRow);
-    task.y = tensor_rows<T>(y, begin * kRow, kRow);
-    f(begin * kRow, task);
+    task.elements = end - begin;
+    task.x = tensor_rows<T>(x, begin, 1);
+    task.y = tensor_rows<T>(y, begin, 1);
+    f(begin, task);
   });
 }
 
 template <class T>
 at::Tensor native_swiglu(const at::Tensor& given_x, const at::Tensor& given_y) {
   const auto x = given_x.contiguous(), y = given_y.contiguous();
-  auto out = at::empty(x.sizes(), x.options());
+  auto out = fresh_tensor(x.sizes(), x.options());
   const auto kernels = kernels::cpu::swiglu_kernels<T>(kernels::cpu::chosen_instruction_set());
   each_swiglu_task<T>(x, y, [&](int64_t first, kernels::cpu::SwigluTask<T>& task) {
-    task.out = tensor_rows<T>(out, first, task.x.stride);
+    task.out = tensor_rows<T>(out, first, 1);
     kernels.forward(task);
   });
   return out;
@@ -50,12 +49,12 @@ template <class T>
 std::tuple<at::Tensor, at::Tensor> native_swiglu_backward(const at::Tensor& given_x, const at::Tensor& given_y,
                                                           const at::Tensor& given_grad) {
   const auto x = given_x.contiguous(), y = given_y.contiguous(), grad = given_grad.to(x.scalar_type()).contiguous();
-  auto grad_x = at::empty(x.sizes(), x.options()), grad_y = at::empty(x.sizes(), x.options());
+  auto grad_x = fresh_tensor(x.sizes(), x.options()), grad_y = fresh_tensor(x.sizes(), x.options());
   const auto kernels = kernels::cpu::swiglu_kernels<T>(kernels::cpu::chosen_instruction_set());
   each_swiglu_task<T>(x, y, [&](int64_t first, kernels::cpu::SwigluTask<T>& task) {
-    task.grad_out = tensor_rows<T>(grad, first, task.x.stride);
-    task.grad_x = tensor_rows<T>(grad_x, first, task.x.stride);
-    task.grad_y = tensor_rows<T>(grad_y, first, task.x.stride);
+    task.grad_out = tensor_rows<T>(grad, first, 1);
+    task.grad_x = tensor_rows<T>(grad_x, first, 1);
+    task.grad_y = tensor_rows<T>(grad_y, first, 1);
     kernels.backward(task);
   });
   return {grad_x, grad_y};

@@ -14,6 +14,7 @@
 #include <hybridattn/kernels/cpu/swiglu_task.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <numeric>

@@ -1,48 +1,80 @@
 // The gated unit SiLU(x) y and its gradients, one pass each (swiglu_task.h). Included inside a set's namespace and
 // target region.
 
-/// f(row, elements in it, scratch of so many rows) for each row.
-template <class T, int Scratch, class F>
-HYBRIDATTN_INLINE void each_swiglu_row(const SwigluTask<T>& task, F&& f) {
-  T* scratch[Scratch];
-  Arena::of_this_thread().lay_out([&](auto& memory) {
-    for (T*& row : scratch) {
-      row = memory.template take<T>(SwigluTask<T>::kElements);
+/// results = f(operands), vector by vector. E: the type of the elements, T or bf16.
+template <class T, class E, size_t Operands, size_t Results, class F>
+HYBRIDATTN_INLINE void map_elements(int64_t count, const std::array<Rows<T>, Operands>& operands,
+                                    const std::array<Rows<T>, Results>& results, F&& f) {
+  constexpr int kLanes = Lanes<T>::count;
+  const auto apply = [&](const auto& from, const auto& to) HYBRIDATTN_INLINE_LAMBDA {
+    Vector<T> values[Operands], found[Results];
+#pragma GCC unroll 4
+    for (size_t n = 0; n < Operands; ++n) {
+      if constexpr (std::is_same_v<E, T>) {
+        values[n] = load<T>(from(n));
+      } else {
+        values[n] = load_widened(from(n));
+      }
     }
-  });
-  for (int64_t row = 0; row * SwigluTask<T>::kElements < task.elements; ++row) {
-    const int64_t left = task.elements - row * SwigluTask<T>::kElements;
-    f(row, static_cast<int>(std::min<int64_t>(left, SwigluTask<T>::kElements)), scratch);
+    f(values, found);
+#pragma GCC unroll 4
+    for (size_t n = 0; n < Results; ++n) {
+      if constexpr (std::is_same_v<E, T>) {
+        store<T>(to(n), found[n]);
+      } else {
+        store_narrowed(to(n), found[n]);
+      }
+    }
+  };
+  const auto element = [](const Rows<T>& rows, int64_t at)
+                           HYBRIDATTN_INLINE_LAMBDA { return static_cast<E*>(rows.data) + at; };
+  int64_t at = 0;
+  for (; at + kLanes <= count; at += kLanes) {
+    apply([&](size_t n) HYBRIDATTN_INLINE_LAMBDA { return element(operands[n], at); },
+          [&](size_t n) HYBRIDATTN_INLINE_LAMBDA { return element(results[n], at); });
   }
+  if (at < count) {
+    E from[Operands][kLanes] = {}, to[Results][kLanes];
+    for (size_t n = 0; n < Operands; ++n) {
+      std::copy_n(element(operands[n], at), count - at, from[n]);
+    }
+    apply([&](size_t n) HYBRIDATTN_INLINE_LAMBDA { return from[n]; },
+          [&](size_t n) HYBRIDATTN_INLINE_LAMBDA { return to[n]; });
+    for (size_t n = 0; n < Results; ++n) {
+      std::copy_n(to[n], count - at, element(results[n], at));
+    }
+  }
+}
+
+/// f(E{}) with the type of the task's elements.
+template <class T, class F>
+HYBRIDATTN_INLINE void with_element_type(const SwigluTask<T>& task, F&& f) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (task.x.is_bfloat16) {
+      f(Bfloat16{});
+      return;
+    }
+  }
+  f(T{});
 }
 
 template <class T>
 inline void swiglu_forward(const SwigluTask<T>& task) {
-  each_swiglu_row<T, 2>(task, [&](int64_t row, int size, T* const* scratch) HYBRIDATTN_INLINE_LAMBDA {
-    T *x = scratch[0], *y = scratch[1];
-    read_row<T>(task.x.from(row), size, T(1), x);
-    read_row<T>(task.y.from(row), size, T(1), y);
-    for (int i = 0; i < size; i += Lanes<T>::count) { // behind the last element: numbers that nobody reads
-      const Vector<T> value = load<T>(x + i);
-      store<T>(x + i, value * sigmoid<T>(value) * load<T>(y + i));
-    }
-    write_row<T>(x, size, task.out.from(row));
+  with_element_type(task, [&]<class E>(E) HYBRIDATTN_INLINE_LAMBDA {
+    map_elements<T, E, 2, 1>(task.elements, {task.x, task.y}, {task.out},
+                             [](const auto& in, auto& out)
+                                 HYBRIDATTN_INLINE_LAMBDA { out[0] = in[0] * sigmoid<T>(in[0]) * in[1]; });
   });
 }
 
 template <class T>
 inline void swiglu_backward(const SwigluTask<T>& task) {
-  each_swiglu_row<T, 3>(task, [&](int64_t row, int size, T* const* scratch) HYBRIDATTN_INLINE_LAMBDA {
-    T *x = scratch[0], *y = scratch[1], *grad = scratch[2];
-    read_row<T>(task.x.from(row), size, T(1), x);
-    read_row<T>(task.y.from(row), size, T(1), y);
-    read_row<T>(task.grad_out.from(row), size, T(1), grad);
-    for (int i = 0; i < size; i += Lanes<T>::count) {
-      const Vector<T> value = load<T>(x + i), s = sigmoid<T>(value), g = load<T>(grad + i);
-      store<T>(x + i, g * load<T>(y + i) * s * (1 + value * (1 - s)));
-      store<T>(y + i, g * value * s);
-    }
-    write_row<T>(x, size, task.grad_x.from(row));
-    write_row<T>(y, size, task.grad_y.from(row));
+  with_element_type(task, [&]<class E>(E) HYBRIDATTN_INLINE_LAMBDA {
+    map_elements<T, E, 3, 2>(task.elements, {task.x, task.y, task.grad_out}, {task.grad_x, task.grad_y},
+                             [](const auto& in, auto& out) HYBRIDATTN_INLINE_LAMBDA {
+                               const Vector<T> s = sigmoid<T>(in[0]), by_s = in[2] * s;
+                               out[0] = by_s * in[1] * (1 + in[0] * (1 - s));
+                               out[1] = by_s * in[0];
+                             });
   });
 }

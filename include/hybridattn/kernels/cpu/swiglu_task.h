@@ -5,10 +5,9 @@
 
 namespace hybridattn::kernels::cpu {
 
-/// Rows of kElements elements, one behind the other, the last one perhaps shorter.
+/// Rows of one element, one behind the other, all of one type.
 template <class T>
 struct SwigluTask {
-  static constexpr int kElements = 1024;
   int64_t elements = 0;
   Rows<T> x, y, out;
   // backward
