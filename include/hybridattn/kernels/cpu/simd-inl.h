@@ -1,5 +1,5 @@
 // Vectors of one instruction set, in the compiler's own vector types, and functions on them. Included inside a set's
-// namespace and target region, after its kVectorBytes and fma.
+// namespace and target region, after its kVectorBytes, fma and halves.
 
 template <class T>
 struct Lanes {
@@ -154,19 +154,12 @@ HYBRIDATTN_INLINE Bfloat16 narrowed(float x) {
 
 /// As many bf16 numbers as a vector has lanes.
 HYBRIDATTN_INLINE Vector<float> load_widened(const Bfloat16* from) {
-  typedef uint16_t Narrow __attribute__((vector_size(kVectorBytes / 2)));
-  typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
-  Narrow bits;
-  __builtin_memcpy(&bits, from, sizeof(bits));
-  return (Vector<float>)(__builtin_convertvector(bits, Wide) << 16);
+  return (Vector<float>)(load_halves(from) << 16);
 }
 
 HYBRIDATTN_INLINE void store_narrowed(Bfloat16* to, Vector<float> x) {
-  typedef uint16_t Narrow __attribute__((vector_size(kVectorBytes / 2)));
-  typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
-  const Wide bits = (Wide)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Narrow narrow = __builtin_convertvector((Wide)(x == x) ? rounded : rounded * 0 + 0x7fc0, Narrow);
-  __builtin_memcpy(to, &narrow, sizeof(narrow));
+  const Halves bits = (Halves)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  store_halves(to, x == x ? rounded : rounded * 0 + 0x7fc0);
 }
 
 /// to[c] = factor * element c of the row.
