@@ -82,7 +82,7 @@ def summarise(name: str, comparisons: Iterable[Comparison]) -> Summary | None:
         value
         for comparison, chosen in pairs
         if chosen.scores is not None
-        and (value := spearman(chosen.scores, comparison.layer_values("recall_kl"))) is not None
+        and (value := spearman(chosen.scores, comparison.layer_values("kl"))) is not None
     ]
     overlaps = [jaccard(chosen.outcome.layers, comparison.best.layers) for comparison, chosen in pairs]
     return Summary(

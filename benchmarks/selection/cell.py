@@ -31,6 +31,16 @@ def set_key(layers: Iterable[int]) -> str:
     return ",".join(map(str, sorted(layers))) or "none"
 
 
+def _first_sequences(batches: Iterable[Batch], count: int) -> list[Batch]:
+    """At most `count` sequences of `batches`."""
+    found: list[Batch] = []
+    for batch in batches:
+        if count > 0:
+            found.append(batch.rows(0, min(count, batch.num_sequences)))
+            count -= found[-1].num_sequences
+    return found
+
+
 class Cell:
     """Measurements of one teacher and seed, kept as lines of ``<results>/<teacher>-seed-<seed>.jsonl``.
 
@@ -125,9 +135,14 @@ class Cell:
     def questions(self) -> evaluate.RecallTask:
         return evaluate.load_task(self.files.questions)
 
-    def evaluator(self, loss: str) -> CandidateEvaluator:
-        """With an empty ledger, so that every selector pays for all that it looks at."""
-        return CandidateEvaluator(self.student, self.teacher, self.selection, loss=loss)  # type: ignore[arg-type]
+    def evaluator(self, loss: str, sequences: int | None = None) -> CandidateEvaluator:
+        """With an empty ledger, so that every selector pays for all that it looks at.
+
+        Args:
+            sequences: how many of the selection's sequences it may look at; all when None.
+        """
+        batches = self.selection if sequences is None else _first_sequences(self.selection, sequences)
+        return CandidateEvaluator(self.student, self.teacher, batches, loss=loss)  # type: ignore[arg-type]
 
     # ---- measurements that no selector makes ----
 

@@ -16,6 +16,8 @@ DEFAULT = "default"
 """The contender that the library uses when nobody says otherwise: its selector with its loss."""
 
 PLANS = ("uniform", "random", "first", "last")
+LESS_DATA = (2, 4, 8)
+"""Held-out sequences of the default where it may not look at all of the protocol's: what agreement costs."""
 _LOSS_DRIVEN = ("ga_s2", "gr_s2", "avg_s2", "smart")
 """Criteria that score by the evaluator's loss, so that its choice matters to them."""
 
@@ -55,7 +57,7 @@ def plans(cell: Cell, keep: int) -> list[Contender]:
 
 def selectors() -> list[Contender]:
     """What looks at the models: the default, every criterion of the library, searches; the most expensive one last."""
-    found = [_default(loss) for loss in LOSSES]
+    found = [_default(loss) for loss in LOSSES] + [_default_on(sequences) for sequences in LESS_DATA]
     for name in CRITERIA:
         if name in (*PLANS, "explicit"):
             continue
@@ -105,9 +107,11 @@ def _cost(evaluator: Any) -> dict[str, float]:
     return {"tokens": evaluator.tokens, "flops": evaluator.flops, "seconds": evaluator.seconds}
 
 
-def _searched(label: str, search: Callable[[Any, int], Any], loss: str) -> Contender:
+def _searched(
+    label: str, search: Callable[[Any, int], Any], loss: str, sequences: int | None = None
+) -> Contender:
     def choose(cell: Cell, budgets: Sequence[int]) -> dict[str, Any]:
-        evaluator = cell.evaluator(loss)
+        evaluator = cell.evaluator(loss, sequences)
         (keep,) = budgets
         found = search(evaluator, keep)
         ranking = getattr(found, "ranking", None)
@@ -123,6 +127,15 @@ def _sequential(loss: str) -> Contender:
 
 def _default(loss: str) -> Contender:
     return _searched("default", select_layers, loss)
+
+
+def default_on(sequences: int) -> str:
+    """The default's name where it sees so many held-out sequences only."""
+    return f"{DEFAULT} on {sequences} sequences"
+
+
+def _default_on(sequences: int) -> Contender:
+    return _searched(default_on(sequences), select_layers, "kl", sequences)
 
 
 def _trained_finalists(loss: str) -> Contender:

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.selection.analysis import group_of, ratio_to_best, summarise
-from benchmarks.selection.contenders import DEFAULT
+from benchmarks.selection.contenders import DEFAULT, LESS_DATA, default_on
 from benchmarks.selection.records import Comparison
 from benchmarks.selection.table import names_of
 
@@ -52,14 +52,20 @@ def save_recall(comparisons: Sequence[Comparison], path: Path) -> None:
 
 
 def save_cost(comparisons: Sequence[Comparison], path: Path) -> None:
-    """Operations spent on choosing against the mean Jaccard index with the best subset; plans stand at no cost."""
+    """Operations spent on choosing against the mean Jaccard index with the best subset; plans stand at no cost.
+
+    A line joins the default on less and on all of its data.
+    """
     figure, ax = plt.subplots(figsize=(8, 5), layout="constrained")
     ax.set_xscale("symlog", linthresh=1e9)
+    own = [*map(default_on, LESS_DATA), DEFAULT]
+    path_of_own = [found for name in own if (found := summarise(name, comparisons))]
+    ax.plot([s.flops for s in path_of_own], [s.jaccard for s in path_of_own], color=_OURS, linewidth=1)
     for name in names_of(comparisons):
         summary = summarise(name, comparisons)
         if summary is None:
             continue
-        ax.plot(summary.flops, summary.jaccard, "o", color=_OURS if name == DEFAULT else _OTHERS)
+        ax.plot(summary.flops, summary.jaccard, "o", color=_OURS if name in own else _OTHERS)
         ax.annotate(name, (summary.flops, summary.jaccard), xytext=(4, 3), textcoords="offset points", fontsize=7)
     ax.set_xlabel("floating-point operations spent on choosing")
     ax.set_ylabel("Jaccard index with the best subset")

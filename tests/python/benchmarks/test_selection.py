@@ -15,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "examples" / "tiny_
 import prepare
 import symbols
 from benchmarks.selection import analysis, records, report, run, table, truth
-from benchmarks.selection.contenders import DEFAULT, labelled, plans, selectors
+from benchmarks.selection.contenders import DEFAULT, LESS_DATA, default_on, labelled, plans, selectors
 from benchmarks.selection.protocol import Files, Protocol, Teacher
 
 WEIGHTED = labelled(DEFAULT, "recall_kl")
+ON_2, ON_4 = map(default_on, LESS_DATA[:2])
 LAYERS = 3
 SMALL = Protocol(
     held_out=0.1,
@@ -76,6 +77,7 @@ def test_a_comparison_stops_goes_on_and_repeats_nothing(setting):
     (comparison,) = record.comparisons()
     assert comparison.whole
     assert set(comparison.chosen) == chosen
+    assert comparison.chosen[ON_2].tokens < comparison.chosen[ON_4].tokens < comparison.chosen[DEFAULT].tokens
     finalists = comparison.chosen["default + trained finalists (recall_kl)"]
     assert finalists.tokens > comparison.chosen[WEIGHTED].tokens + 2 * 512, "at least two rounds of three finalists"
     assert comparison.chosen["ga_s2 (trained)"].tokens > comparison.chosen["ga_s2"].tokens > 0
@@ -136,9 +138,12 @@ def by_hand(tmp_path: Path) -> Path:
         distilled("0,1", [9, 9, 9], [0.5, 0.6, 0.7]),
         distilled("0,2", [9, 9, 9], [0.4, 0.5, 0.5]),
         distilled("0,3", [5, 6, 4], [0.1, 0.1, 0.1]),
+        distilled("1,3", [0, 1, 0], [2.0, 2.1, 2.4]),
         distilled("2,3", [0, 1, 0], [2.0, 2.1, 2.4]),
         choice(DEFAULT, [0, 2], 100),
         choice(WEIGHTED, [0, 1], 80),
+        choice(ON_2, [1, 3], 10),
+        choice(ON_4, [0, 1], 30),
         choice("ga_s2 (trained)", [0, 1], 3000, [4.0, 3.0, 2.0, 1.0]),
         choice("uniform:0", [0, 3], 0),
         choice("uniform:1", [2, 3], 0),
@@ -183,7 +188,7 @@ def test_the_truth_is_whole_only_when_its_sets_are_distilled(tmp_path):
 
 def test_duels_are_paired_by_text_and_corrected_for_their_number(tmp_path):
     found = {duel.other: duel for duel in analysis.duels([the_comparison(tmp_path)])}
-    assert set(found) == {WEIGHTED, "ga_s2 (trained)", "uniform"}
+    assert set(found) == {WEIGHTED, ON_2, ON_4, "ga_s2 (trained)", "uniform"}
     assert found[WEIGHTED].recall == 0
     assert found[WEIGHTED].worse_recall == found[WEIGHTED].better_recall == 1
     # -0.1, -0.1, -0.2: t = -4 with two degrees of freedom.
@@ -197,8 +202,8 @@ def test_duels_are_paired_by_text_and_corrected_for_their_number(tmp_path):
 def test_the_page_says_whether_goals_are_reached(tmp_path):
     page = table.page(records.read_all(by_hand(tmp_path)))
     assert "1 of 1 reach it; the lowest is 1.000 (hand, K = 2)" in page
-    assert "1/30.0 of the tokens, 1/30.0 of the FLOPs, at Jaccard 1.00 against 0.33" in page
-    assert "recall: worse than none; KL: worse than none (of 3)" in page
+    assert f"{ON_4}: 1/100.0 of the tokens, 1/100.0 of the FLOPs, at Jaccard 0.33 against 0.33" in page
+    assert "recall: worse than none; KL: worse than none (of 5)" in page
     assert "a processor, 2 cores, 1 thread(s); torch 2; 2026-01-02 to 2026-01-02" in page
     assert "| default | 1 | 1.000 / 1.000 | +0.000 / +0.133 | 1.00 / 0.33 |" in page
 
