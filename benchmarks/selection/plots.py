@@ -65,8 +65,11 @@ def save_cost(comparisons: Sequence[Comparison], path: Path) -> None:
         summary = summarise(name, comparisons)
         if summary is None:
             continue
-        ax.plot(summary.flops, summary.jaccard, "o", color=_OURS if name in own else _OTHERS)
-        ax.annotate(name, (summary.flops, summary.jaccard), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        color, text, side, ha = (_OURS, _OURS, -6, "right") if name in own else (_OTHERS, "black", 4, "left")
+        at = (summary.flops, summary.jaccard)
+        ax.plot(*at, "o", color=color)
+        label = name.removeprefix(f"{DEFAULT} on ")
+        ax.annotate(label, at, xytext=(side, 3), textcoords="offset points", fontsize=7, color=text, ha=ha)
     ax.set_xlabel("floating-point operations spent on choosing")
     ax.set_ylabel("Jaccard index with the best subset")
     ax.spines[["top", "right"]].set_visible(False)
