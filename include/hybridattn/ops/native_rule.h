@@ -192,12 +192,17 @@ RuleGradients native_chunk_backward(const RuleInputs& in, double scale, const st
     const detail::NativeInputs<T> inputs(op, in, scale, cu_seqlens, chunk_size);
     const auto options = in.v.options().dtype(state_dtype(in.v));
     const int64_t heads = inputs.heads, documents = inputs.documents(), tokens = in.v.size(0) * inputs.length;
-    const auto per_token = [&](int64_t dim) { return fresh_tensor({tokens, heads, dim}, options); };
-    auto grad_q = per_token(inputs.key_dim), grad_k = per_token(inputs.key_dim), grad_v = per_token(inputs.value_dim);
-    auto grad_g = R::gated ? per_token(R::per_channel ? inputs.key_dim : 1) : at::Tensor();
-    auto grad_beta = R::corrects ? per_token(1) : at::Tensor();
-    auto grad_a = R::generalised ? per_token(inputs.key_dim) : at::Tensor();
-    auto grad_b = R::generalised ? per_token(inputs.key_dim) : at::Tensor();
+    // Of rows of x. Rounded to bf16 as they are written, where no sum over the heads of a group comes after that.
+    const auto per_row = [&](const at::Tensor& x) {
+      const bool narrow = sizeof(T) == sizeof(float) && x.scalar_type() == at::kBFloat16 && x.size(2) == heads;
+      return fresh_tensor({tokens, heads, x.size(3)}, narrow ? options.dtype(at::kBFloat16) : options);
+    };
+    const auto per_gate = [&] { return fresh_tensor({tokens, heads, 1}, options); };
+    auto grad_q = per_row(in.q), grad_k = per_row(in.k), grad_v = per_row(in.v);
+    auto grad_g = !R::gated ? at::Tensor() : R::per_channel ? per_row(*in.g) : per_gate();
+    auto grad_beta = R::corrects ? per_gate() : at::Tensor();
+    auto grad_a = R::generalised ? per_row(*in.a) : at::Tensor();
+    auto grad_b = R::generalised ? per_row(*in.b) : at::Tensor();
     auto grad_initial = at::empty({documents, heads, inputs.key_dim, inputs.value_dim}, options);
     const auto grad_final = grad_final_state ? grad_final_state->to(options.dtype()).contiguous() : at::Tensor();
     const auto grad_output = grad_out.to(in.v.scalar_type());
@@ -219,7 +224,7 @@ RuleGradients native_chunk_backward(const RuleInputs& in, double scale, const st
       }
       const auto rows = [&](const at::Tensor& x) {
         const int64_t dim = x.size(2);
-        return kernels::cpu::Rows<T>::of(detail::data<T>(x) + (first * heads + head) * dim, heads * dim);
+        return detail::tensor_rows<T>(x, (first * heads + head) * dim, heads * dim);
       };
       const auto gates = [&](const at::Tensor& x) { return detail::data<T>(x) + first * heads + head; };
       task.grad_q = rows(grad_q);
