@@ -64,7 +64,8 @@ def eager_rule_inputs(q: Tensor, k: Tensor, v: Tensor, *raw_gates: Tensor) -> Re
 
 
 def own_rule_inputs(q: Tensor, k: Tensor, v: Tensor, *raw_gates: Tensor) -> Results:
-    return ops.l2_normalize(F.silu(q), EPSILON), ops.l2_normalize(F.silu(k), EPSILON), F.silu(v), *gates(*raw_gates)
+    q, k = (ops.l2_normalize(x, EPSILON, activation="silu") for x in (q, k))
+    return q, k, F.silu(v), *gates(*raw_gates)
 
 
 def contenders(own: Function, eager: Function, given: list[Tensor], backward: bool) -> Contenders:
