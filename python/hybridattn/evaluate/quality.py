@@ -20,6 +20,7 @@ def _row_means(per_token: Tensor, mask: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
+@hf.native_layers()
 def kl(student: nn.Module, teacher: nn.Module, batches: Iterable[Batch], temperature: float = 1.0) -> Tensor:
     """Forward KL(teacher || student) in nats per token, one mean per held-out sequence.
 
@@ -61,6 +62,7 @@ def next_token_labels(batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
+@hf.native_layers()
 def perplexity(model: nn.Module, batches: Iterable[Batch]) -> float:
     """exp of the mean next-token cross-entropy (nats) over all predictable tokens of `batches`.
 

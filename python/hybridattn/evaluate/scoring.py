@@ -82,6 +82,7 @@ def _plain(text: str) -> str:
 
 
 @torch.no_grad()
+@hf.native_layers()
 def score_recall(
     model: nn.Module,
     tokenizer: Any,

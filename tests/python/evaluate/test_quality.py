@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hybridattn import evaluate
+from hybridattn import evaluate, ops
 from hybridattn.data import Batch
 
 
@@ -46,3 +46,21 @@ def test_perplexity_does_not_predict_across_documents(small_model):
     assert math.log(packed) == pytest.approx((4 * parts[0] + 6 * parts[1]) / 10, rel=1e-5)
     with pytest.raises(ValueError, match="no token with a next token"):
         evaluate.perplexity(model, [Batch(ids[:, :1])])
+
+
+def test_models_are_evaluated_on_the_kernels(small_model, characters):
+    model = small_model()
+    batch = Batch(torch.randint(0, 29, (3, 12)))
+    task = evaluate.RecallTask("letters", (evaluate.RecallItem("\3\4\5", ((1, 2),)),))
+
+    def calls() -> int:
+        return ops.backend_report().get("swiglu", {}).get("native", 0)
+
+    for measure in (
+        lambda: evaluate.kl(model, model, [batch]),
+        lambda: evaluate.perplexity(model, [batch]),
+        lambda: evaluate.score_recall(model, characters, task, scoring="forced"),
+    ):
+        before = calls()
+        measure()
+        assert calls() > before
