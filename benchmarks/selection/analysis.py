@@ -81,8 +81,7 @@ def summarise(name: str, comparisons: Iterable[Comparison]) -> Summary | None:
     correlations = [
         value
         for comparison, chosen in pairs
-        if chosen.scores is not None
-        and (value := spearman(chosen.scores, comparison.layer_values("kl"))) is not None
+        if chosen.scores is not None and (value := spearman(chosen.scores, comparison.layer_values("kl"))) is not None
     ]
     overlaps = [jaccard(chosen.outcome.layers, comparison.best.layers) for comparison, chosen in pairs]
     return Summary(

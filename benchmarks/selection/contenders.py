@@ -107,9 +107,7 @@ def _cost(evaluator: Any) -> dict[str, float]:
     return {"tokens": evaluator.tokens, "flops": evaluator.flops, "seconds": evaluator.seconds}
 
 
-def _searched(
-    label: str, search: Callable[[Any, int], Any], loss: str, sequences: int | None = None
-) -> Contender:
+def _searched(label: str, search: Callable[[Any, int], Any], loss: str, sequences: int | None = None) -> Contender:
     def choose(cell: Cell, budgets: Sequence[int]) -> dict[str, Any]:
         evaluator = cell.evaluator(loss, sequences)
         (keep,) = budgets
