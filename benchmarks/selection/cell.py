@@ -31,7 +31,7 @@ def set_key(layers: Iterable[int]) -> str:
     return ",".join(map(str, sorted(layers))) or "none"
 
 
-def _first_sequences(batches: Iterable[Batch], count: int) -> list[Batch]:
+def first_sequences(batches: Iterable[Batch], count: int) -> list[Batch]:
     """At most `count` sequences of `batches`."""
     found: list[Batch] = []
     for batch in batches:
@@ -141,7 +141,7 @@ class Cell:
         Args:
             sequences: how many of the selection's sequences it may look at; all when None.
         """
-        batches = self.selection if sequences is None else _first_sequences(self.selection, sequences)
+        batches = self.selection if sequences is None else first_sequences(self.selection, sequences)
         return CandidateEvaluator(self.student, self.teacher, batches, loss=loss)  # type: ignore[arg-type]
 
     # ---- measurements that no selector makes ----

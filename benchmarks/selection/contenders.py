@@ -16,8 +16,10 @@ DEFAULT = "default"
 """The contender that the library uses when nobody says otherwise: its selector with its loss."""
 
 PLANS = ("uniform", "random", "first", "last")
-LESS_DATA = (2, 4, 8)
-"""Held-out sequences of the default where it may not look at all of the protocol's: what agreement costs."""
+LESS_DATA = {f"{DEFAULT} on {sequences} sequences": sequences for sequences in (2, 4, 8)}
+"""The default where it may not look at all of the protocol's held-out sequences -> at how many. What agreement costs."""
+DEFAULT_BY_DATA = (*LESS_DATA, DEFAULT)
+"""The default on ever more data."""
 _LOSS_DRIVEN = ("ga_s2", "gr_s2", "avg_s2", "smart")
 """Criteria that score by the evaluator's loss, so that its choice matters to them."""
 
@@ -57,7 +59,8 @@ def plans(cell: Cell, keep: int) -> list[Contender]:
 
 def selectors() -> list[Contender]:
     """What looks at the models: the default, every criterion of the library, searches; the most expensive one last."""
-    found = [_default(loss) for loss in LOSSES] + [_default_on(sequences) for sequences in LESS_DATA]
+    found = [_searched(DEFAULT, select_layers, loss) for loss in LOSSES]
+    found += [_searched(name, select_layers, "kl", sequences) for name, sequences in LESS_DATA.items()]
     for name in CRITERIA:
         if name in (*PLANS, "explicit"):
             continue
@@ -121,19 +124,6 @@ def _searched(label: str, search: Callable[[Any, int], Any], loss: str, sequence
 
 def _sequential(loss: str) -> Contender:
     return _searched("sequential", select.sequential_addition, loss)
-
-
-def _default(loss: str) -> Contender:
-    return _searched("default", select_layers, loss)
-
-
-def default_on(sequences: int) -> str:
-    """The default's name where it sees so many held-out sequences only."""
-    return f"{DEFAULT} on {sequences} sequences"
-
-
-def _default_on(sequences: int) -> Contender:
-    return _searched(default_on(sequences), select_layers, "kl", sequences)
 
 
 def _trained_finalists(loss: str) -> Contender:

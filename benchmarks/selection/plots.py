@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.selection.analysis import group_of, ratio_to_best, summarise
-from benchmarks.selection.contenders import DEFAULT, LESS_DATA, default_on
+from benchmarks.selection.contenders import DEFAULT, DEFAULT_BY_DATA
 from benchmarks.selection.records import Comparison
 from benchmarks.selection.table import names_of
 
@@ -58,15 +58,13 @@ def save_cost(comparisons: Sequence[Comparison], path: Path) -> None:
     """
     figure, ax = plt.subplots(figsize=(8, 5), layout="constrained")
     ax.set_xscale("symlog", linthresh=1e9)
-    own = [*map(default_on, LESS_DATA), DEFAULT]
-    path_of_own = [found for name in own if (found := summarise(name, comparisons))]
-    ax.plot([s.flops for s in path_of_own], [s.jaccard for s in path_of_own], color=_OURS, linewidth=1)
-    for name in names_of(comparisons):
-        summary = summarise(name, comparisons)
-        if summary is None:
-            continue
-        color, text, side, ha = (_OURS, _OURS, -6, "right") if name in own else (_OTHERS, "black", 4, "left")
-        at = (summary.flops, summary.jaccard)
+    summaries = [found for name in names_of(comparisons) if (found := summarise(name, comparisons))]
+    points = {summary.name: (summary.flops, summary.jaccard) for summary in summaries}
+    own = [points[name] for name in DEFAULT_BY_DATA if name in points]
+    ax.plot([flops for flops, _ in own], [jaccard for _, jaccard in own], color=_OURS, linewidth=1)
+    for name, at in points.items():
+        ours = name in DEFAULT_BY_DATA
+        color, text, side, ha = (_OURS, _OURS, -6, "right") if ours else (_OTHERS, "black", 4, "left")
         ax.plot(*at, "o", color=color)
         label = name.removeprefix(f"{DEFAULT} on ")
         ax.annotate(label, at, xytext=(side, 3), textcoords="offset points", fontsize=7, color=text, ha=ha)

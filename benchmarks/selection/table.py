@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.selection.analysis import Summary, duels, group_of, summarise, verdict
 from benchmarks.selection.cell import LOSSES
-from benchmarks.selection.contenders import DEFAULT, LESS_DATA, default_on, labelled
+from benchmarks.selection.contenders import DEFAULT, DEFAULT_BY_DATA, labelled
 from benchmarks.selection.records import TIE, CellRecord, Comparison
 
 TRAINED = "ga_s2 (trained)"
@@ -111,8 +111,7 @@ def at_the_same_jaccard(comparisons: Sequence[Comparison]) -> tuple[Summary, Sum
 
     Where no amount suffices, the default on all its data; None where one of the two was not measured.
     """
-    names = [*map(default_on, LESS_DATA), DEFAULT]
-    names = [name for name in names if any(name in c.chosen for c in comparisons)]
+    names = [name for name in DEFAULT_BY_DATA if any(name in c.chosen for c in comparisons)]
     both = [c for c in comparisons if TRAINED in c.chosen and all(name in c.chosen for name in names)]
     theirs, ours = summarise(TRAINED, both), [found for name in names if (found := summarise(name, both))]
     if theirs is None or not ours or not ours[0].tokens:

@@ -194,8 +194,8 @@ RuleGradients native_chunk_backward(const RuleInputs& in, double scale, const st
     const int64_t heads = inputs.heads, documents = inputs.documents(), tokens = in.v.size(0) * inputs.length;
     // Of rows of x. Rounded to bf16 as they are written, where no sum over the heads of a group comes after that.
     const auto per_row = [&](const at::Tensor& x) {
-      const bool narrow = sizeof(T) == sizeof(float) && x.scalar_type() == at::kBFloat16 && x.size(2) == heads;
-      return fresh_tensor({tokens, heads, x.size(3)}, narrow ? options.dtype(at::kBFloat16) : options);
+      const bool narrow = detail::is_narrow<T>(x) && x.size(2) == heads;
+      return fresh_tensor({tokens, heads, x.size(3)}, narrow ? x.options() : options);
     };
     const auto per_gate = [&] { return fresh_tensor({tokens, heads, 1}, options); };
     auto grad_q = per_row(in.q), grad_k = per_row(in.k), grad_v = per_row(in.v);

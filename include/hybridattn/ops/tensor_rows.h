@@ -21,10 +21,16 @@ kernels::cpu::Rows<T> head_rows(const at::Tensor& x, int64_t token, int64_t head
   return tensor_rows<T>(x, element, x.stride(1), x.stride(3));
 }
 
+/// Whether x holds bf16 numbers and kernels with arithmetic in T read and write such as they are.
+template <class T>
+bool is_narrow(const at::Tensor& x) {
+  return sizeof(T) == sizeof(float) && x.scalar_type() == at::kBFloat16;
+}
+
 /// x where kernels with arithmetic in T can read it, else converted to T.
 template <class T>
 at::Tensor readable(const at::Tensor& x) {
-  return sizeof(T) == sizeof(float) && x.scalar_type() == at::kBFloat16 ? x : x.to(c10::CppTypeToScalarType<T>::value);
+  return is_narrow<T>(x) ? x : x.to(c10::CppTypeToScalarType<T>::value);
 }
 
 } // namespace hybridattn::ops::detail

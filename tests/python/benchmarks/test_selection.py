@@ -15,11 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "examples" / "tiny_
 import prepare
 import symbols
 from benchmarks.selection import analysis, records, report, run, table, truth
-from benchmarks.selection.contenders import DEFAULT, LESS_DATA, default_on, labelled, plans, selectors
+from benchmarks.selection.cell import first_sequences
+from benchmarks.selection.contenders import DEFAULT, LESS_DATA, labelled, plans, selectors
 from benchmarks.selection.protocol import Files, Protocol, Teacher
+from hybridattn.data import Batch
 
 WEIGHTED = labelled(DEFAULT, "recall_kl")
-ON_2, ON_4 = map(default_on, LESS_DATA[:2])
+ON_2, ON_4, _ = LESS_DATA
 LAYERS = 3
 SMALL = Protocol(
     held_out=0.1,
@@ -98,6 +100,13 @@ def test_data_of_another_protocol_are_refused_and_a_missing_corpus_is_named(sett
         list(run.compare([teacher], [0], SMALL, other, lambda line: None))
     with pytest.raises(FileNotFoundError, match=r"none.jsonl is missing; write it with .*prepare.py"):
         list(run.compare([teacher], [0], SMALL, Files(corpus=tmp_path / "none.jsonl"), lambda line: None))
+
+
+def test_the_first_sequences_may_end_inside_a_batch():
+    batches = [Batch(torch.arange(start, start + 6).view(3, 2)) for start in (0, 6)]
+    parts = [[part.input_ids.tolist() for part in first_sequences(batches, count)] for count in (2, 3, 4, 9)]
+    whole = [batch.input_ids.tolist() for batch in batches]
+    assert parts == [[whole[0][:2]], [whole[0]], [whole[0], whole[1][:1]], whole]
 
 
 # ---- the report's numbers, on raw data made by hand ----

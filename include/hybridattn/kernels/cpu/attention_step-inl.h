@@ -66,18 +66,12 @@ private:
   /// Some queries, from `query` on, against some keys.
   template <int Queries>
   void block(int64_t key, int count, int query) {
-    if constexpr (sizeof(T) == sizeof(float)) {
-      if (task_.k.is_bfloat16) {
-        attend<Queries, true>(key, count, query);
-        return;
-      }
-    }
-    attend<Queries, false>(key, count, query);
+    with_element_type(task_.k, [&]<class E>(E) HYBRIDATTN_INLINE_LAMBDA { attend<Queries, E>(key, count, query); });
   }
 
-  template <int Queries, bool Narrow>
+  template <int Queries, class E>
   void attend(int64_t key, int count, int query) {
-    form_scores<Queries, Narrow>(key, count, query);
+    form_scores<Queries, E>(key, count, query);
     T fading[Queries];
     for (int j = 0; j < Queries; ++j) {
       fading[j] = form_weights(key, count, query + j);
@@ -85,24 +79,20 @@ private:
     int column = 0;
     for (constexpr int kWide = 2 * kTileRows / Queries; column + kWide * kLanes <= task_.value_dim;
          column += kWide * kLanes) {
-      add_values<Queries, kWide, Narrow>(key, count, query, column, fading);
+      add_values<Queries, kWide, E>(key, count, query, column, fading);
     }
     for (; column < task_.value_dim; column += kLanes) {
-      add_values<Queries, 1, Narrow>(key, count, query, column, fading);
+      add_values<Queries, 1, E>(key, count, query, column, fading);
     }
   }
 
-  template <bool Narrow>
+  template <class E>
   static HYBRIDATTN_INLINE Vector<T> vector_of(const Rows<T>& rows, int64_t row, int column) {
-    if constexpr (Narrow) {
-      return load_widened(static_cast<const Bfloat16*>(rows.data) + row * rows.stride + column);
-    } else {
-      return load<T>(static_cast<const T*>(rows.data) + row * rows.stride + column);
-    }
+    return load_as<T>(static_cast<const E*>(rows.data) + row * rows.stride + column);
   }
 
   /// A vector of sums holds those of some keys for one query after those for another.
-  template <int Queries, bool Narrow>
+  template <int Queries, class E>
   void form_scores(int64_t key, int count, int query) {
     constexpr int kAtOnce = kLanes / Queries; // keys
     for (int first = 0; first < count; first += kAtOnce) {
@@ -114,7 +104,7 @@ private:
 #pragma GCC unroll 16
         for (int i = 0; i < kAtOnce; ++i) {
           const int row = first + i < count ? first + i : count - 1;
-          const Vector<T> values = vector_of<Narrow>(task_.k, key + row, column);
+          const Vector<T> values = vector_of<E>(task_.k, key + row, column);
 #pragma GCC unroll 4
           for (int j = 0; j < Queries; ++j) {
             sums[j * kAtOnce + i] = fma(load<T>(q_.at(query + j, column)), values, sums[j * kAtOnce + i]);
@@ -166,7 +156,7 @@ private:
   }
 
   /// Columns of out = fading out + weights V
-  template <int Queries, int Vectors, bool Narrow>
+  template <int Queries, int Vectors, class E>
   void add_values(int64_t key, int count, int query, int column, const T* fading) {
     Tile<T, Vectors, Queries> tile;
     tile.fill([&](int j, int c)
@@ -175,7 +165,7 @@ private:
       Vector<T> values[Vectors];
 #pragma GCC unroll 16
       for (int c = 0; c < Vectors; ++c) {
-        values[c] = vector_of<Narrow>(task_.v, key + i, column + c * kLanes);
+        values[c] = vector_of<E>(task_.v, key + i, column + c * kLanes);
       }
       tile.each([&](int j, int c, Vector<T>& x) HYBRIDATTN_INLINE_LAMBDA {
         x = fma(broadcast<T>(*weights_.at(query + j, i)), values[c / kLanes], x);

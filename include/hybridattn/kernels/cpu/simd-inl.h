@@ -162,6 +162,37 @@ HYBRIDATTN_INLINE void store_narrowed(Bfloat16* to, Vector<float> x) {
   store_halves(to, x == x ? rounded : rounded * 0 + 0x7fc0);
 }
 
+/// A vector of T from elements of type E: T, or bf16 where T is float.
+template <class T, class E>
+HYBRIDATTN_INLINE Vector<T> load_as(const E* from) {
+  if constexpr (std::is_same_v<E, T>) {
+    return load<T>(from);
+  } else {
+    return load_widened(from);
+  }
+}
+
+template <class T, class E>
+HYBRIDATTN_INLINE void store_as(E* to, Vector<T> x) {
+  if constexpr (std::is_same_v<E, T>) {
+    store<T>(to, x);
+  } else {
+    store_narrowed(to, x);
+  }
+}
+
+/// f(E{}) with the type of the rows' elements.
+template <class T, class F>
+HYBRIDATTN_INLINE void with_element_type(const Rows<T>& rows, F&& f) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (rows.is_bfloat16) {
+      f(Bfloat16{});
+      return;
+    }
+  }
+  f(T{});
+}
+
 /// to[c] = factor * element c of the row.
 template <class T>
 inline void read_row(const Rows<T>& from, int columns, T factor, T* to) {

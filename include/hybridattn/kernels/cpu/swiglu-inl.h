@@ -10,20 +10,12 @@ HYBRIDATTN_INLINE void map_elements(int64_t count, const std::array<Rows<T>, Ope
     Vector<T> values[Operands], found[Results];
 #pragma GCC unroll 4
     for (size_t n = 0; n < Operands; ++n) {
-      if constexpr (std::is_same_v<E, T>) {
-        values[n] = load<T>(from(n));
-      } else {
-        values[n] = load_widened(from(n));
-      }
+      values[n] = load_as<T>(from(n));
     }
     f(values, found);
 #pragma GCC unroll 4
     for (size_t n = 0; n < Results; ++n) {
-      if constexpr (std::is_same_v<E, T>) {
-        store<T>(to(n), found[n]);
-      } else {
-        store_narrowed(to(n), found[n]);
-      }
+      store_as<T>(to(n), found[n]);
     }
   };
   const auto element = [](const Rows<T>& rows, int64_t at)
@@ -46,21 +38,9 @@ HYBRIDATTN_INLINE void map_elements(int64_t count, const std::array<Rows<T>, Ope
   }
 }
 
-/// f(E{}) with the type of the task's elements.
-template <class T, class F>
-HYBRIDATTN_INLINE void with_element_type(const SwigluTask<T>& task, F&& f) {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if (task.x.is_bfloat16) {
-      f(Bfloat16{});
-      return;
-    }
-  }
-  f(T{});
-}
-
 template <class T>
 inline void swiglu_forward(const SwigluTask<T>& task) {
-  with_element_type(task, [&]<class E>(E) HYBRIDATTN_INLINE_LAMBDA {
+  with_element_type(task.x, [&]<class E>(E) HYBRIDATTN_INLINE_LAMBDA {
     map_elements<T, E, 2, 1>(task.elements, {task.x, task.y}, {task.out},
                              [](const auto& in, auto& out)
                                  HYBRIDATTN_INLINE_LAMBDA { out[0] = in[0] * sigmoid<T>(in[0]) * in[1]; });
@@ -69,7 +49,7 @@ inline void swiglu_forward(const SwigluTask<T>& task) {
 
 template <class T>
 inline void swiglu_backward(const SwigluTask<T>& task) {
-  with_element_type(task, [&]<class E>(E) HYBRIDATTN_INLINE_LAMBDA {
+  with_element_type(task.x, [&]<class E>(E) HYBRIDATTN_INLINE_LAMBDA {
     map_elements<T, E, 3, 2>(task.elements, {task.x, task.y, task.grad_out}, {task.grad_x, task.grad_y},
                              [](const auto& in, auto& out) HYBRIDATTN_INLINE_LAMBDA {
                                const Vector<T> s = sigmoid<T>(in[0]), by_s = in[2] * s;
