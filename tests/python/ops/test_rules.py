@@ -52,6 +52,27 @@ def test_bf16_inputs_keep_an_fp32_state(rule, implementation):
     assert_close(final, state.float(), dtype=torch.bfloat16 if narrow_products else None)
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("heads", [2, 4])
+def test_gradients_of_bf16_inputs_are_rounded_once(rule, heads, implementation):
+    """Those of 4 value heads that share 2 heads of queries and keys after their sum."""
+    tensors, _ = inputs(rule, 100, heads=heads, key_dim=20, value_dim=36, dtype=torch.bfloat16)
+    wide = {name: x.detach().float().requires_grad_() for name, x in tensors.items()}
+    weight = torch.randn(tensors["v"].shape).bfloat16()
+
+    def gradients(given):
+        out, _ = getattr(ops, f"chunk_{rule}")(**given)
+        return torch.autograd.grad(out, [*given.values()], weight.to(out.dtype))
+
+    narrow_products = implementation in NARROW_PRODUCTS and rule not in PER_CHANNEL
+    for grad, expected in zip(gradients(tensors), gradients(wide), strict=True):
+        assert grad.dtype == torch.bfloat16
+        if narrow_products:
+            assert_close(grad, expected, "gradient", dtype=torch.bfloat16)
+        else:
+            assert torch.equal(grad, expected.bfloat16())
+
+
 @pytest.mark.parametrize("head_dim", [16, 40, 64, 128])
 def test_products_of_bf16_numbers_stay_within_their_error(head_dim, implementation):
     """The published bounds of kernels with bf16 factors and fp32 sums are 6e-3 (values) and 1e-2 (gradients) of an fp64
