@@ -18,6 +18,7 @@ from benchmarks.selection import analysis, records, report, run, table, truth
 from benchmarks.selection.cell import first_sequences
 from benchmarks.selection.contenders import DEFAULT, LESS_DATA, labelled, plans, selectors
 from benchmarks.selection.protocol import Files, Protocol, Teacher
+
 from hybridattn.data import Batch
 
 WEIGHTED = labelled(DEFAULT, "recall_kl")
